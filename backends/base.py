@@ -1,0 +1,126 @@
+"""What a chip is to the planner: facts with their sources, and the price of one piece of work.
+
+`Workload` comes in, `Cost` goes out; None means "cannot price it", never zero. No import of `passes`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """The matrix product inside an operator: `count` independent products of (m x k) by (k x n).
+
+    A convolution has m = batch * output positions, k = channels_in * kernel positions, n = channels_out, all of
+    one group, and `count` = groups; a matrix product with b batches has count = b unless they share a weight.
+
+    Attributes:
+        count: Independent products.
+        m: Rows (positions).
+        channels: Input channels of one product; k = channels * taps.
+        taps: Kernel positions summed over with each channel, 1 for a matrix product.
+        n: Output channels of one product.
+        kind: "conv", "depthwise" or "matmul": they meet different tile rules.
+        constant_weights: Whether the right-hand side is a constant (weights) or an activation.
+    """
+
+    count: int
+    m: int
+    channels: int
+    taps: int
+    n: int
+    kind: str
+    constant_weights: bool = True
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, unpadded."""
+        return self.count * self.m * self.channels * self.taps * self.n
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One node of the graph with all sizes known.
+
+    Attributes:
+        name: Of the node.
+        op_type: ONNX operator type.
+        matrix: The product inside, None for everything that is not one.
+        elements: Elements written (vector work).
+        channels_in: Size of the channel axis (axis 1 from rank 3 on, the last axis below) of the first input.
+        channels_out: The same of the first output.
+        last_axis: Size of the last axis of the first output.
+        activation_bytes_in: Of all inputs that are not constants, in the file's precision.
+        activation_bytes_out: Of all outputs.
+        weight_bytes: Of all constant inputs.
+        activation_elements_in: Elements of all inputs that are not constants.
+        weight_elements: Elements of all constant inputs.
+        inputs: Names of the tensors read that are not constants.
+        outputs: Names of the tensors written.
+    """
+
+    name: str
+    op_type: str
+    matrix: Matrix | None
+    elements: int
+    channels_in: int
+    channels_out: int
+    last_axis: int
+    activation_bytes_in: int
+    activation_bytes_out: int
+    weight_bytes: int
+    activation_elements_in: int
+    weight_elements: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """Nodes that the chip's runtime runs as one: a head and the epilogue fused behind it.
+
+    Attributes:
+        head: The first node; its kind decides the launch.
+        epilogue: What is fused behind it, in order.
+        layout: The layout question the head raises, by structure alone. "enter": a convolution reads a tensor in
+            plain order; "leave": the head needs plain order and reads a blocked tensor; "stay": it works on
+            blocks when its channels are whole blocks; "" when there is no question.
+    """
+
+    head: Workload
+    epilogue: tuple[Workload, ...] = ()
+    layout: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """A number with what it rests on: a document, a repository, "measured ...", "fitted on ..." or "assumed"."""
+
+    value: float
+    source: str
+    assumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """A modelled price; costs add up.
+
+    Attributes:
+        seconds: Modelled, never measured.
+        bytes_moved: To and from the large memory.
+        macs: Multiply-accumulates without padding.
+        bound: What the time goes to: "matrix", "vector", "memory", "launch" or "layout"; "" for a sum.
+    """
+
+    seconds: float
+    bytes_moved: float
+    macs: int
+    bound: str = ""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            seconds=self.seconds + other.seconds,
+            bytes_moved=self.bytes_moved + other.bytes_moved,
+            macs=self.macs + other.macs,
+        )

@@ -1,0 +1,327 @@
+"""What passes between the rooms: frozen values, referring to nodes and tensors by name.
+
+A `Plan` is the hinge: everything before it decides, everything after it carries out. It is JSON both
+ways, byte-identical for the same input, settings and version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+Json = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+PLAN_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operator:
+    """A linear operator with constant weights, seen as matrices.
+
+    Attributes:
+        name: Name of the node.
+        kind: ONNX operator type.
+        weight: Name of the tensor that the node reads as its weight.
+        bias: Name of the bias tensor, if it is a constant.
+        groups: Number of independent matrices (groups of a grouped convolution), 1 otherwise.
+        rows: Outputs of each matrix.
+        columns: Inputs of each matrix (fan-in, kernel positions included).
+    """
+
+    name: str
+    kind: str
+    weight: str
+    bias: str | None
+    groups: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class State:
+    """The spectral state of one matrix of an operator (DESIGN 3.1).
+
+    Attributes:
+        operator: Name of the operator; `index` counts the groups of a grouped convolution.
+        index: Which of the operator's matrices.
+        singular_values: Of the augmented matrix, descending, float64, shape (min(rows, columns) + 1,).
+        norm: L2 norm of the singular values; the state itself is `singular_values / norm`.
+    """
+
+    operator: str
+    index: int
+    singular_values: Floats
+    norm: float
+
+    @property
+    def psi(self) -> Floats:
+        """The point on the unit sphere; the zero operator has the zero vector."""
+        return self.singular_values / self.norm if self.norm > 0 else self.singular_values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Site:
+    """One axis of one tensor at one node that a group's units run along.
+
+    `role` is "produces" (the weight's output axis), "consumes" (the axis a linear operator sums over) or
+    "carries" (biases, normalisation vectors, depthwise filters, constants).
+    """
+
+    node: str
+    tensor: str
+    axis: int
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Units that must shrink together: one atom of coupling (DESIGN 5).
+
+    Attributes:
+        name: Stable name, from the first node that produces the units.
+        units: How many there are.
+        sites: Where they live, sorted.
+        constants: Shape-like constants to rewrite when units go.
+        frozen: Why the group cannot be cut, in words; None when it can.
+    """
+
+    name: str
+    units: int
+    sites: tuple[Site, ...]
+    constants: tuple[str, ...] = ()
+    frozen: str | None = None
+
+    def nodes(self, role: str) -> tuple[str, ...]:
+        """Names of the nodes in which the group has a site of that role, sorted, each once."""
+        return tuple(sorted({site.node for site in self.sites if site.role == role}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Refusal:
+    """What was not done, and why. Never an exception."""
+
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One exact rewrite.
+
+    Attributes:
+        rewrite: Name of the rewrite that proposed it and will carry it out.
+        subject: The node it is about.
+        nodes: All nodes (or tensors) it touches, the subject first.
+        arguments: What else the rewrite needs to carry it out, as JSON.
+        note: One sentence for the report.
+        seconds_saved: Modelled on the target; None when the target cannot price it.
+    """
+
+    rewrite: str
+    subject: str
+    nodes: tuple[str, ...]
+    arguments: Mapping[str, Json] = field(default_factory=dict)
+    note: str = ""
+    seconds_saved: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrink:
+    """One group cut to the units `keep`.
+
+    Attributes:
+        group: Name of the group.
+        units: How many units it has before.
+        keep: Indices that stay, ascending.
+        predicted_error: Share of the network output's variance that the cut is predicted to disturb.
+        seconds_saved: Modelled on the target, given the plan's other cuts; None when not priced.
+    """
+
+    group: str
+    units: int
+    keep: tuple[int, ...]
+    predicted_error: float
+    seconds_saved: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that will be done to one model for one target, and what was declined.
+
+    Attributes:
+        version: Of the tool that made it.
+        model_digest: SHA-256 of the source model with its external data.
+        target: Chip, with its variant.
+        target_digest: Of the chip's facts; a plan replays on other facts, with a warning.
+        inputs_digest: Of the calibration inputs that folding and repair are computed on; None when none are needed.
+        geometry: What nominated the units.
+        repair: Whether consumers are refitted.
+        seed: Of everything random.
+        exact: Exact rewrites in order.
+        shrinks: Group cuts, sorted by group name.
+        refusals: What was declined, sorted.
+        seconds_before: Modelled time on the target of the source, None when unknown.
+        seconds_after: Modelled time on the target of the result, None when unknown.
+    """
+
+    version: str
+    model_digest: str
+    target: str
+    target_digest: str
+    inputs_digest: str | None
+    geometry: str
+    repair: bool
+    seed: int
+    exact: tuple[Step, ...] = ()
+    shrinks: tuple[Shrink, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    seconds_before: float | None = None
+    seconds_after: float | None = None
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, two-space indent, a final newline."""
+        return json.dumps({"format": PLAN_FORMAT, **asdict(self)}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read back what `to_json` wrote.
+
+        Raises:
+            ValueError: The text is not JSON or not a plan of this format; the message says what is missing.
+        """
+        raw = json.loads(text)
+        if not isinstance(raw, dict) or raw.get("format") != PLAN_FORMAT:
+            raise ValueError(f"expected a plan of format {PLAN_FORMAT}")
+        raw = {key: value for key, value in raw.items() if key != "format"}
+        try:
+            raw["exact"] = tuple(Step(**{**s, "nodes": tuple(s["nodes"])}) for s in raw["exact"])
+            raw["shrinks"] = tuple(Shrink(**{**s, "keep": tuple(s["keep"])}) for s in raw["shrinks"])
+            raw["refusals"] = tuple(Refusal(**s) for s in raw["refusals"])
+            return cls(**raw)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a complete plan: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDrift:
+    """How far one output moved, over all held-out samples.
+
+    Attributes:
+        name: Of the output.
+        max_abs: Largest absolute difference.
+        relative_l2: L2 norm of the difference over that of the original.
+        cosine: Between the flattened outputs; 1 when both are zero.
+        top1_agreement: Share of samples with the same argmax over the last axis; None when the output
+            does not look like class scores.
+    """
+
+    name: str
+    max_abs: float
+    relative_l2: float
+    cosine: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What was measured in ONNX Runtime on held-out inputs, before against after.
+
+    Attributes:
+        samples: How many held-out inputs.
+        source: Where they came from, in words.
+        outputs: One record an output, in the model's order.
+        metric: Name of the metric, None when there are no labels.
+        metric_before: Of the original, in 0..1.
+        metric_after: Of the result.
+    """
+
+    samples: int
+    source: str
+    outputs: tuple[OutputDrift, ...]
+    metric: str | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+
+    @property
+    def drop(self) -> float | None:
+        """Loss of the metric, negative when it rose."""
+        if self.metric_before is None or self.metric_after is None:
+            return None
+        return self.metric_before - self.metric_after
+
+    @property
+    def worst(self) -> float:
+        """Largest relative L2 over the outputs."""
+        return max(output.relative_l2 for output in self.outputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One column of the table of before and after.
+
+    Attributes:
+        nodes: Count, subgraphs included.
+        parameters: Elements of floating-point initializers.
+        macs: Multiply-accumulates of one run at the settings' batch; None when a shape is unknown.
+        file_bytes: Of the model with its external data.
+        modelled_seconds: On the target; None when it cannot be priced.
+        measured_seconds: Median of ONNX Runtime on this machine's CPU; None when not measured.
+    """
+
+    nodes: int
+    parameters: int
+    macs: int | None
+    file_bytes: int
+    modelled_seconds: float | None
+    measured_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPoint:
+    """One plan that the search measured: what was predicted and what came out."""
+
+    modelled_seconds: float | None
+    macs: int | None
+    predicted_error: float
+    measured_error: float
+    drop: float | None
+    within_budget: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Outcome:
+    """What a run gives back.
+
+    Attributes:
+        model: The optimised model; None with `plan_only`.
+        plan: What was decided.
+        evidence: What was measured; None with `plan_only`.
+        before: Profile of the source.
+        after: Profile of the result; modelled figures only with `plan_only`.
+        groups: Every group that coupling found, frozen ones too.
+        operators: Every operator with its spectrum's summary.
+        points: What the search measured, in order.
+        notes: Sentences the user should read (synthetic inputs used, nothing fitted the budget, ...).
+        output: Where the model was written; None when it was not.
+        seconds: Wall time of the run.
+    """
+
+    model: onnx.ModelProto | None
+    plan: Plan
+    evidence: Evidence | None
+    before: Profile
+    after: Profile
+    groups: tuple[Group, ...]
+    operators: tuple[Operator, ...]
+    points: tuple[SearchPoint, ...]
+    notes: tuple[str, ...]
+    output: str | None
+    seconds: float

@@ -1,0 +1,121 @@
+"""Concrete shapes of every tensor, for chosen sizes of the dynamic axes.
+
+Inference by onnx on a copy without large weights; what it leaves open is read off one run in ONNX Runtime.
+Coupling asks twice, with two batch sizes: an axis whose length differs is dynamic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from passes.records import Array
+from passes.runtime import ORT_ERRORS
+
+Shape = tuple[int, ...]
+LARGE_ELEMENTS = 4096
+"""Initializers above this are replaced by their type for inference: their values are no shapes."""
+
+DEFAULT_IMAGE = 224
+DEFAULT_LENGTH = 16
+
+
+def input_shapes(model: onnx.ModelProto, batch: int) -> dict[str, Shape]:
+    """Shape of every true graph input: axis 0 is the batch where it is dynamic, other dynamic axes get defaults.
+
+    Equal symbolic names get equal sizes; image-like axes of rank-4 inputs get 224, others 16.
+    """
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    names: dict[str, int] = {}
+    result: dict[str, Shape] = {}
+    for value in model.graph.input:
+        if value.name in initializers or not value.type.HasField("tensor_type"):
+            continue
+        dims = value.type.tensor_type.shape.dim
+        shape: list[int] = []
+        for axis, dim in enumerate(dims):
+            if dim.HasField("dim_value") and dim.dim_value > 0:
+                shape.append(dim.dim_value)
+                continue
+            guess = batch if axis == 0 else DEFAULT_IMAGE if len(dims) == 4 and axis >= 2 else DEFAULT_LENGTH
+            shape.append(names.setdefault(dim.dim_param, guess) if dim.dim_param else guess)
+        result[value.name] = tuple(shape)
+    return result
+
+
+def infer(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes of all tensors of the main graph that can be known, initializers included."""
+    light = _weightless(model, inputs)
+    inferred = onnx.shape_inference.infer_shapes(light, strict_mode=False, data_prop=True)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        shape = _static(value)
+        if shape is not None:
+            shapes.setdefault(value.name, shape)
+    missing = [
+        name for node in model.graph.node for name in node.output if name and name not in shapes
+    ]
+    if missing:
+        shapes.update(_run(model, inputs, missing))
+    return shapes
+
+
+def _static(value: onnx.ValueInfoProto) -> Shape | None:
+    if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+        return None
+    dims = value.type.tensor_type.shape.dim
+    if any(not dim.HasField("dim_value") for dim in dims):
+        return None
+    return tuple(dim.dim_value for dim in dims)
+
+
+def _weightless(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> onnx.ModelProto:
+    light = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
+    graph = light.graph
+    graph.name = model.graph.name or "graph"
+    graph.node.extend(model.graph.node)
+    declared = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if int(np.prod(tensor.dims, dtype=np.int64)) <= LARGE_ELEMENTS:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+            declared.discard(tensor.name)
+    for value in model.graph.input:
+        if value.name in inputs:
+            kind = value.type.tensor_type.elem_type
+            graph.input.append(onnx.helper.make_tensor_value_info(value.name, kind, list(inputs[value.name])))
+        elif value.name in declared and not any(t.name == value.name for t in model.graph.initializer):
+            graph.input.append(value)
+    for value in model.graph.output:
+        output = graph.output.add(name=value.name)
+        if value.type.HasField("tensor_type"):
+            output.type.tensor_type.elem_type = value.type.tensor_type.elem_type
+        else:
+            output.type.CopyFrom(value.type)
+    return light
+
+
+def _run(model: onnx.ModelProto, inputs: Mapping[str, Shape], names: list[str]) -> dict[str, Shape]:
+    """Shapes as one run on ones shows them; empty when the model does not run on such inputs."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    known = {value.name for value in probe.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    feeds: dict[str, Array] = {}
+    for value in model.graph.input:
+        if value.name in inputs:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            feeds[value.name] = np.ones(inputs[value.name], dtype=dtype)
+    try:
+        session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        values = session.run(names, feeds)
+    except ORT_ERRORS:
+        return {}
+    return {name: value.shape for name, value in zip(names, values, strict=True) if isinstance(value, np.ndarray)}

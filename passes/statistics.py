@@ -1,0 +1,116 @@
+"""Second moments of what consumers read, gathered in one run of the original network.
+
+A model, the tensors to tap and calibration inputs come in; means and second moments, float64, go out. Products
+are float32, sums float64; nothing but the moments is kept, whatever the number of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from passes import runtime
+from passes.linear import UnitAxis
+from passes.records import Array, Floats
+
+LARGEST_AXIS = 8192
+"""Units above this are not measured: the kernel would not fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tap:
+    """A tensor axis to measure."""
+
+    tensor: str
+    axis: int
+    units: UnitAxis
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Moments:
+    """First and second moments over samples and positions.
+
+    Attributes:
+        count: Observations.
+        mean: Shape (units,).
+        second: E[z z^T], shape (units, units).
+    """
+
+    count: int
+    mean: Floats
+    second: Floats
+
+    @property
+    def covariance(self) -> Floats:
+        """E[(z - mean)(z - mean)^T]."""
+        return self.second - np.outer(self.mean, self.mean)
+
+
+def observations(value: Array, axis: int, units: UnitAxis) -> Array:
+    """The tensor as (observations, units): positions and samples are rows."""
+    moved = np.moveaxis(value, axis, -1)
+    split = moved.reshape(*moved.shape[:-1], units.lead, -1, units.trail)
+    return np.ascontiguousarray(np.moveaxis(split, -2, -1)).reshape(-1, split.shape[-2])
+
+
+def collect(
+    model: onnx.ModelProto,
+    taps: Iterable[Tap],
+    scales: Mapping[str, int],
+    feeds: Mapping[str, Array],
+    *,
+    batch: int,
+    threads: int = 0,
+) -> tuple[dict[tuple[str, int], Moments], dict[str, float]]:
+    """Moments of every tap, and the variance per position, summed over the given axis, of every tensor in `scales`."""
+    taps = tuple({(tap.tensor, tap.axis): tap for tap in taps}.values())
+    names = tuple(dict.fromkeys((*(tap.tensor for tap in taps), *scales)))
+    inputs = {value.name for value in model.graph.input}
+    session = runtime.session(model, threads=threads, extra_outputs=[name for name in names if name not in inputs])
+    sums = {(tap.tensor, tap.axis): _Sum() for tap in taps}
+    spread = {name: _Spread() for name in scales}
+    for values in runtime.run_batches(session, feeds, batch):
+        for tap in taps:
+            value = values[tap.tensor] if tap.tensor in values else feeds[tap.tensor]
+            sums[tap.tensor, tap.axis].add(observations(value, tap.axis, tap.units))
+        for name, axis in scales.items():
+            spread[name].add(values[name], axis)
+    return {key: total.moments() for key, total in sums.items()}, {n: s.variance() for n, s in spread.items()}
+
+
+class _Sum:
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: Floats | float = 0.0
+        self.second: Floats | float = 0.0
+
+    def add(self, rows: Array) -> None:
+        self.count += len(rows)
+        self.first = self.first + rows.sum(axis=0, dtype=np.float64)
+        self.second = self.second + (rows.T @ rows).astype(np.float64)
+
+    def moments(self) -> Moments:
+        count = max(self.count, 1)
+        return Moments(count=self.count, mean=np.asarray(self.first) / count, second=np.asarray(self.second) / count)
+
+
+class _Spread:
+    """Sum over one axis of the variance over everything else."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: Floats | float = 0.0
+        self.squares = 0.0
+
+    def add(self, value: Array, axis: int) -> None:
+        others = tuple(a for a in range(value.ndim) if a != axis)
+        self.count += value.size // value.shape[axis]
+        self.first = self.first + value.sum(axis=others, dtype=np.float64)
+        self.squares += float(np.vdot(value, value))
+
+    def variance(self) -> float:
+        mean = np.asarray(self.first) / max(self.count, 1)
+        return max(self.squares / max(self.count, 1) - float(mean @ mean), 1e-30)

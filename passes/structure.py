@@ -1,0 +1,100 @@
+"""The nodes of a graph that run on a chip, without sizes: names, operator types, constants, attributes.
+
+A graph comes in and is only read; `Structure`s go out. Sizes are put to them by `passes.workload`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+_CONSTANT_FOLDERS = frozenset({"Shape", "Size", "Constant"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+_DEFAULT_DOMAINS = (None, "", "ai.onnx")
+_UNKNOWN_ELEMENT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """One node that runs on the chip, without any size.
+
+    Attributes:
+        name: Of the node.
+        op_type: ONNX operator type; outside the default domain with the domain in front.
+        operands: Names of all inputs by position, "" for one left out.
+        constants: Names among them that hold constants or are folded to one.
+        outputs: Names written, "" for one left out.
+        element_bytes: Of each operand and then of each output.
+        transpose_a: Of a Gemm.
+        transpose_b: Of a Gemm.
+        equation: Of an Einsum.
+    """
+
+    name: str
+    op_type: str
+    operands: tuple[str, ...]
+    constants: frozenset[str]
+    outputs: tuple[str, ...]
+    element_bytes: tuple[int, ...]
+    transpose_a: bool = False
+    transpose_b: bool = False
+    equation: str = ""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors read that are not constants, by position."""
+        return tuple(name for name in self.operands if name and name not in self.constants)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Every tensor whose shape the price depends on."""
+        return tuple(name for name in (*self.operands, *self.outputs) if name)
+
+
+def structures(graph: gs.Graph) -> tuple[Structure, ...]:
+    """Every node that computes something at run time, in the graph's order.
+
+    Shape arithmetic and nodes on constants alone are left out: compilers fold them, given static shapes.
+    """
+    folded: set[str] = set()
+    found: list[Structure] = []
+    for node in graph.nodes:
+        constants = frozenset(t.name for t in node.inputs if isinstance(t, gs.Constant) or t.name in folded)
+        operands = tuple("" if t.is_empty() else t.name for t in node.inputs)
+        standard = node.domain in _DEFAULT_DOMAINS
+        on_constants = all(name in constants for name in operands if name) and node.op not in _RANDOM
+        if standard and (node.op in _CONSTANT_FOLDERS or on_constants):
+            folded.update(t.name for t in node.outputs)
+            continue
+        outputs = tuple("" if t.is_empty() else t.name for t in node.outputs)
+        equation = node.attrs.get("equation", "")
+        found.append(
+            Structure(
+                name=node.name or next((name for name in outputs if name), ""),
+                op_type=node.op if standard else f"{node.domain}::{node.op}",
+                operands=operands,
+                constants=constants,
+                outputs=outputs,
+                element_bytes=tuple(_element_bytes(t) for t in (*node.inputs, *node.outputs)),
+                transpose_a=bool(node.attrs.get("transA", 0)),
+                transpose_b=bool(node.attrs.get("transB", 0)),
+                equation=equation.replace(" ", "") if isinstance(equation, str) else "",
+            )
+        )
+    return tuple(found)
+
+
+def _element_bytes(tensor: gs.Tensor) -> int:
+    dtype = tensor.dtype
+    if dtype is None:
+        return _UNKNOWN_ELEMENT_BYTES
+    if isinstance(dtype, int):
+        if dtype not in onnx.TensorProto.DataType.values() or dtype == onnx.TensorProto.UNDEFINED:
+            return _UNKNOWN_ELEMENT_BYTES
+        return int(onnx.helper.tensor_dtype_to_np_dtype(dtype).itemsize)
+    return int(np.dtype(dtype).itemsize)

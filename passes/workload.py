@@ -1,0 +1,274 @@
+"""What a graph asks of a chip: structure once, sizes again and again, and the modelled price of both.
+
+Structures, a lookup of shapes and a backend come in; `Workload`s and `Cost`s go out. Shapes may be those after a cut
+that was never made. None means "cannot be priced" and is never zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from backends import Backend, Cost, Kernel, Matrix, Workload
+from passes.structure import Structure, structures
+
+__all__ = ["Pricer", "Shape", "ShapeOf", "Structure", "price", "structures", "workload"]
+
+Shape = tuple[int, ...]
+ShapeOf = Callable[[str], Shape | None]
+
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
+
+def workload(structure: Structure, shape_of: ShapeOf) -> Workload | None:
+    """Put sizes to a structure; None when a shape is unknown or does not fit the operator."""
+    shapes = [shape_of(name) if name else () for name in (*structure.operands, *structure.outputs)]
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
+        return None
+    read, written = known[: len(structure.operands)], known[len(structure.operands) :]
+    matrix = None
+    if structure.op_type in _MATRIX_BUILDERS:
+        matrix = _MATRIX_BUILDERS[structure.op_type](structure, read, written)
+        if matrix is None:
+            return None
+    named = list(zip(structure.operands, read, structure.element_bytes, strict=False))
+    activations = [(math.prod(s), b) for name, s, b in named if name and name not in structure.constants]
+    weights = [(math.prod(s), b) for name, s, b in named if name and name in structure.constants]
+    outputs = [
+        (math.prod(s), b)
+        for name, s, b in zip(structure.outputs, written, structure.element_bytes[len(read) :], strict=True)
+        if name
+    ]
+    first_in = next((s for name, s, _ in named if name and name not in structure.constants), ())
+    first_out = next((s for name, s in zip(structure.outputs, written, strict=True) if name), ())
+    return Workload(
+        name=structure.name,
+        op_type=structure.op_type,
+        matrix=matrix,
+        elements=sum(count for count, _ in outputs),
+        channels_in=_channels(first_in),
+        channels_out=_channels(first_out),
+        last_axis=first_out[-1] if first_out else 1,
+        activation_bytes_in=sum(count * size for count, size in activations),
+        activation_bytes_out=sum(count * size for count, size in outputs),
+        weight_bytes=sum(count * size for count, size in weights),
+        activation_elements_in=sum(count for count, _ in activations),
+        weight_elements=sum(count for count, _ in weights),
+        inputs=structure.inputs,
+        outputs=tuple(name for name in structure.outputs if name),
+    )
+
+
+class Pricer:
+    """Prices one graph on one chip again and again, under changing shapes.
+
+    Fusion is found once. The cost of a kernel is remembered by the shapes of its tensors, so that pricing after one
+    group changed costs a lookup for every kernel that the change does not touch.
+    """
+
+    def __init__(self, structures: Sequence[Structure], backend: Backend) -> None:
+        named = {structure.name: structure for structure in structures}
+        if len(named) < len(structures):
+            raise ValueError("expected nodes with unique names; name the nodes of the graph first")
+        kernels = backend.fuse([_skeleton(structure) for structure in structures])
+        self._backend = backend
+        self._kernels = tuple(
+            _Slot(members=tuple(named[w.name] for w in (k.head, *k.epilogue)), layout=k.layout) for k in kernels
+        )
+        self._tensors = tuple(
+            tuple(dict.fromkeys(name for member in slot.members for name in member.tensors)) for slot in self._kernels
+        )
+        self._known: tuple[dict[tuple[Shape | None, ...], Cost | None], ...] = tuple({} for _ in self._kernels)
+        self.unpriced: tuple[str, ...] = tuple(
+            sorted({s.op_type for s in structures if backend.cost(Kernel(head=_skeleton(s))) is None})
+        )
+
+    def total(self, shape_of: ShapeOf) -> Cost | None:
+        """Modelled cost of one run; None when an operator is unknown to the chip or a shape is."""
+        total = Cost(seconds=0.0, bytes_moved=0.0, macs=0)
+        for cost in self._costs(shape_of):
+            if cost is None:
+                return None
+            total = total + cost
+        return total
+
+    def seconds(self, shape_of: ShapeOf) -> float | None:
+        """Modelled seconds of one run; None when it cannot be priced."""
+        total = self.total(shape_of)
+        return None if total is None else total.seconds
+
+    def touching(self, tensors: Container[str]) -> tuple[int, ...]:
+        """Numbers of the kernels that read or write one of the tensors."""
+        return tuple(i for i, names in enumerate(self._tensors) if any(name in tensors for name in names))
+
+    def partial(self, numbers: Iterable[int], shape_of: ShapeOf) -> Cost | None:
+        """Modelled cost of some kernels alone: what a planner re-prices after one group changed."""
+        total = Cost(seconds=0.0, bytes_moved=0.0, macs=0)
+        for number in numbers:
+            cost = self._cost(number, shape_of)
+            if cost is None:
+                return None
+            total = total + cost
+        return total
+
+    def kernels(self, shape_of: ShapeOf) -> tuple[tuple[tuple[str, ...], Cost | None], ...]:
+        """Names of each kernel's nodes beside its cost, for the report."""
+        names = (tuple(member.name for member in slot.members) for slot in self._kernels)
+        return tuple(zip(names, self._costs(shape_of), strict=True))
+
+    def _costs(self, shape_of: ShapeOf) -> Iterator[Cost | None]:
+        return (self._cost(number, shape_of) for number in range(len(self._kernels)))
+
+    def _cost(self, number: int, shape_of: ShapeOf) -> Cost | None:
+        tensors, known = self._tensors[number], self._known[number]
+        key = tuple(map(shape_of, tensors))
+        if key not in known:
+            known[key] = self._price(self._kernels[number], dict(zip(tensors, key, strict=True)).get)
+        return known[key]
+
+    def _price(self, slot: _Slot, shape_of: ShapeOf) -> Cost | None:
+        built = [workload(member, shape_of) for member in slot.members]
+        works = tuple(work for work in built if work is not None)
+        if len(works) < len(built):
+            return None
+        return self._backend.cost(Kernel(head=works[0], epilogue=works[1:], layout=slot.layout))
+
+
+def price(structures: Sequence[Structure], shape_of: ShapeOf, backend: Backend) -> Cost | None:
+    """Modelled cost of one run of a graph; None when it cannot be priced."""
+    return Pricer(structures, backend).total(shape_of)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slot:
+    members: tuple[Structure, ...]
+    layout: str
+
+
+def _skeleton(structure: Structure) -> Workload:
+    """A workload of size one: fusion and knowledge of operators look at structure alone."""
+    unit = Matrix(count=1, m=1, channels=1, taps=1, n=1, kind="conv")
+    return Workload(
+        name=structure.name,
+        op_type=structure.op_type,
+        matrix=unit if structure.op_type in _MATRIX_BUILDERS else None,
+        elements=1,
+        channels_in=1,
+        channels_out=1,
+        last_axis=1,
+        activation_bytes_in=1,
+        activation_bytes_out=1,
+        weight_bytes=0,
+        activation_elements_in=1,
+        weight_elements=0,
+        inputs=structure.inputs,
+        outputs=tuple(name for name in structure.outputs if name),
+    )
+
+
+def _channels(shape: Shape) -> int:
+    if not shape:
+        return 1
+    return shape[1] if len(shape) > 2 else shape[-1]
+
+
+def _conv(structure: Structure, read: Sequence[Shape], written: Sequence[Shape]) -> Matrix | None:
+    x, w, y = read[0], read[1], written[0]
+    if len(x) < 3 or len(w) != len(x) or len(y) != len(x) or not w[1]:
+        return None
+    # The group count follows the shapes: a depthwise convolution loses groups with its channels.
+    groups = max(1, x[1] // w[1])
+    return Matrix(
+        count=groups,
+        m=x[0] * math.prod(y[2:]),
+        channels=w[1],
+        taps=math.prod(w[2:]),
+        n=w[0] // groups,
+        kind="depthwise" if groups > 1 and w[1] == 1 else "conv",
+        constant_weights=structure.operands[1] in structure.constants,
+    )
+
+
+def _conv_transpose(structure: Structure, read: Sequence[Shape], written: Sequence[Shape]) -> Matrix | None:
+    x, w, y = read[0], read[1], written[0]
+    if len(x) < 3 or len(w) != len(x) or len(y) != len(x) or not w[1]:
+        return None
+    groups = max(1, y[1] // w[1])
+    return Matrix(
+        count=groups,
+        m=x[0] * math.prod(x[2:]),
+        channels=w[0] // groups,
+        taps=math.prod(w[2:]),
+        n=w[1],
+        kind="depthwise" if groups > 1 and w[1] == 1 and w[0] == groups else "conv",
+        constant_weights=structure.operands[1] in structure.constants,
+    )
+
+
+def _gemm(structure: Structure, read: Sequence[Shape], written: Sequence[Shape]) -> Matrix | None:
+    a, b = read[0], read[1]
+    if len(a) != 2 or len(b) != 2:
+        return None
+    m, k = reversed(a) if structure.transpose_a else a
+    n = b[0] if structure.transpose_b else b[1]
+    return _product(structure, count=1, m=m, k=k, n=n)
+
+
+def _matmul(structure: Structure, read: Sequence[Shape], written: Sequence[Shape]) -> Matrix | None:
+    a, b = read[0], read[1]
+    if not a or not b:
+        return None
+    a, b = (1, *a) if len(a) == 1 else a, (*b, 1) if len(b) == 1 else b
+    if math.prod(b[:-2]) == 1:
+        return _product(structure, count=1, m=math.prod(a[:-1]), k=a[-1], n=b[-1])
+    try:
+        batches = np.broadcast_shapes(a[:-2], b[:-2])
+    except ValueError:
+        return None
+    return _product(structure, count=math.prod(batches), m=a[-2], k=a[-1], n=b[-1])
+
+
+def _recurrent(structure: Structure, read: Sequence[Shape], written: Sequence[Shape]) -> Matrix | None:
+    if len(read) < 3 or len(read[0]) != 3 or len(read[1]) != 3 or len(read[2]) != 3:
+        return None
+    (steps, batch, features), (directions, rows, _), hidden = read[0], read[1], read[2][2]
+    return _product(structure, count=steps * directions, m=batch, k=features + hidden, n=rows)
+
+
+def _einsum(structure: Structure, read: Sequence[Shape], written: Sequence[Shape]) -> Matrix | None:
+    terms, arrow, result = structure.equation.partition("->")
+    operands = terms.split(",")
+    if not arrow or "." in terms or len(operands) != 2 or [len(t) for t in operands] != [len(s) for s in read]:
+        return None
+    left, right = (dict(zip(term, shape, strict=True)) for term, shape in zip(operands, read, strict=True))
+
+    def size(letters: set[str]) -> int:
+        return math.prod((left | right)[letter] for letter in letters)
+
+    shared = left.keys() & right.keys()
+    return _product(
+        structure,
+        count=size({letter for letter in shared if letter in result}),
+        m=size(left.keys() - shared),
+        k=size({letter for letter in shared if letter not in result}),
+        n=size(right.keys() - shared),
+    )
+
+
+def _product(structure: Structure, *, count: int, m: int, k: int, n: int) -> Matrix:
+    weights = any(name in structure.constants for name in structure.operands[:2])
+    return Matrix(count=count, m=m, channels=k, taps=1, n=n, kind="matmul", constant_weights=weights)
+
+
+_MATRIX_BUILDERS: dict[str, Callable[[Structure, Sequence[Shape], Sequence[Shape]], Matrix | None]] = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Einsum": _einsum,
+    **dict.fromkeys(_RECURRENT, _recurrent),
+}
