@@ -140,7 +140,7 @@ class Backend:
         times = {
             "launch": (self.launch_vector if head.matrix is None else self.launch_matrix).value,
             "matrix": matrix_seconds / self.matrix_efficiency.value,
-            "vector": sum(self._vector_seconds(member) for member in members if member.matrix is None),
+            "vector": sum(map(self._vector_seconds, (w for w in members if not _folded(w, head)))),
             "memory": self._memory_seconds(activation_bytes, weight_bytes) / self.memory_efficiency.value,
             "layout": layout_seconds,
         }
@@ -279,6 +279,11 @@ class Family:
 
 def _priceable(work: Workload) -> bool:
     return work.op_type in KNOWN and (work.op_type in MATRIX) == (work.matrix is not None)
+
+
+def _folded(work: Workload, head: Workload) -> bool:
+    """The product itself, and a normalisation that the compiler multiplies into its weights."""
+    return work.matrix is not None or (work is not head and work.op_type == "BatchNormalization")
 
 
 def _ceil(size: int, step: int) -> int:

@@ -16,7 +16,7 @@ from passes.coupling import Coupling
 from passes.kernel import Curve, Panel, choose, residual_of
 from passes.linear import Linear, UnitAxis, bias_tensor, common_layout, describe, unit_axis
 from passes.records import Array, Floats, Group, Refusal
-from passes.redundancy import cluster_units, representative
+from passes.clustering import cluster_units, representative
 from passes.settings import Geometry
 from passes.spectra import filter_states
 from passes.statistics import LARGEST_AXIS, Moments, Tap

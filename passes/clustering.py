@@ -117,7 +117,7 @@ def medoid(distance: Floats, norms: Floats) -> int:
 
 
 def kmedoids(distance: Floats, count: int) -> Integers:
-    """Labels of `count` clusters around medoids: a greedy start, then the best swap until none lowers the cost (PAM)."""
+    """Labels of `count` clusters around medoids: greedy start, then best swaps until none helps (PAM)."""
     medoids: list[int] = []
     nearest = np.full(len(distance), np.inf)
     for _ in range(count):
@@ -137,7 +137,10 @@ def kmedoids(distance: Floats, count: int) -> Integers:
         if best[1] < 0:
             break
         cost, medoids[best[1]] = best[0], best[2]
-    labels: Integers = np.argmin(distance[sorted(medoids)], axis=0).astype(np.intp)
+    medoids.sort()
+    labels: Integers = np.argmin(distance[medoids], axis=0).astype(np.intp)
+    # Medoids at distance 0 of each other would share the first one's label.
+    labels[medoids] = np.arange(count)
     return labels
 
 

@@ -8,13 +8,11 @@ half, tan(d / 2) = |a - b| / |a + b|: d(x, x) is exactly 0 and small angles keep
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-from scipy.optimize import linear_sum_assignment
 from scipy.special import entr
 
 Floats = npt.NDArray[np.float64]
@@ -26,36 +24,6 @@ NOISE_FLOOR_RADIANS = 2.0**-23
 Rounding to float32 moves a matrix by at most 2^-24 of its Frobenius norm, hence (Mirsky) its spectral state by
 at most 2^-24 radians to first order; two operators make 2^-23. Float64 singular values err far less.
 """
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class RowMatching:
-    """The best matching of the rows of B to the rows of A.
-
-    Attributes:
-        distance: Frobenius norm of `a - signs[:, None] * b[permutation]`.
-        permutation: Row of B for each row of A, shape (rows,).
-        signs: +1 or -1 for each row of A; all ones unless signs were asked for.
-    """
-
-    distance: float
-    permutation: Integers
-    signs: Floats
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Rotation:
-    """The best rotation of B into the frame of A.
-
-    Attributes:
-        distance: Frobenius norm of `a - p @ b @ q.T`, computed as the L2 distance of the spectra.
-        p: Orthogonal, shape (rows, rows).
-        q: Orthogonal, shape (columns, columns).
-    """
-
-    distance: float
-    p: Floats
-    q: Floats
 
 
 class FunctionalBound(NamedTuple):
@@ -171,7 +139,7 @@ def operator_angle(a: npt.ArrayLike, b: npt.ArrayLike, *, signed: bool = False) 
 
     Numerics: absolute error about 1e-16 * sqrt(size).
     """
-    u, v = _same_shape(a, b, least_axes=0)
+    u, v = same_shape(a, b, least_axes=0)
     u, v = _unit(u.ravel())[0], _unit(v.ravel())[0]
     angle = _angle(u, v)
     return angle if signed else min(angle, _angle(u, -v), math.pi / 2)
@@ -211,60 +179,6 @@ def bures_angle(a: npt.ArrayLike, b: npt.ArrayLike, *, side: Literal["output", "
     left, _, right = scipy.linalg.svd(u.T @ v, full_matrices=False)
     # Every rotation gives an upper bound; the polar one is the minimum up to rounding, no rotation is exact at a = b.
     return min(_angle(u, v), _angle(u, v @ (left @ right).T), math.pi / 2)
-
-
-def permutation_aligned(a: npt.ArrayLike, b: npt.ArrayLike, *, signs: bool = False) -> RowMatching:
-    """Distance of two operators up to the order (and the signs) of their rows.
-
-    Convention: min over permutations (and signs) of |A - D P B|_F, Hungarian. It certifies a merge in the gauge of
-    ReLU (permutation) and, with `signs`, of tanh.
-
-    Args:
-        a: Shape (rows, columns).
-        b: The same shape.
-        signs: Whether a row may change its sign.
-
-    Returns:
-        The distance, in [0, |A| + |B|], 0 when B is A with permuted rows, and the matching that attains it.
-
-    Numerics: rows are matched by inner products, so rows closer than about 1e-8 of their norm may swap; the distance
-    is then measured on the residual, and the identity wins when it is no worse.
-
-    References: Kuhn 1955; Crouse 2016 (the solver in scipy).
-    """
-    u, v = _same_shape(a, b, axes=2)
-    scale = max(_largest(u), _largest(v))
-    inner = (u / scale) @ (v / scale).T
-    rows, permutation = linear_sum_assignment(np.abs(inner) if signs else inner, maximize=True)
-    chosen = np.where(signs & (inner[rows, permutation] < 0), -1.0, 1.0)
-    distance = scale * float(np.linalg.norm(u / scale - chosen[:, None] * (v / scale)[permutation]))
-    plain = scale * float(np.linalg.norm(u / scale - v / scale))
-    if plain <= distance:
-        return RowMatching(distance=plain, permutation=np.arange(len(u)), signs=np.ones(len(u)))
-    return RowMatching(distance=distance, permutation=permutation.astype(np.intp), signs=chosen)
-
-
-def rotation_aligned(a: npt.ArrayLike, b: npt.ArrayLike) -> Rotation:
-    """Distance of two operators up to rotations of output and input.
-
-    Convention: min over orthogonal P, Q of |A - P B Q^T|_F, which equals |s(A) - s(B)|_2 (two-sided Procrustes).
-    `p @ b @ q.T` is the aligned representative of the functional bound.
-
-    Args:
-        a: Shape (rows, columns).
-        b: The same shape.
-
-    Returns:
-        The distance, 0 for equal spectra, and orthogonal P and Q that attain it.
-
-    Numerics: the distance is that of the spectra (absolute error about 1e-15 * s_1), free of the rounding of P and Q.
-
-    References: Schoenemann 1968; Mirsky 1960 (why nothing is closer).
-    """
-    u, v = _same_shape(a, b, axes=2)
-    left_a, s_a, right_a = scipy.linalg.svd(u, full_matrices=True)
-    left_b, s_b, right_b = scipy.linalg.svd(v, full_matrices=True)
-    return Rotation(distance=_norm(s_a - s_b), p=left_a @ left_b.T, q=right_a.T @ right_b)
 
 
 def functional_bound(lipschitz: float, radius: float, s_a: npt.ArrayLike, s_b: npt.ArrayLike) -> FunctionalBound:
@@ -345,6 +259,21 @@ def stable_rank(singular_values: npt.ArrayLike) -> float:
     return float(np.sum((s / _largest(s)) ** 2))
 
 
+def same_shape(
+    a: npt.ArrayLike, b: npt.ArrayLike, *, axes: int | None = None, least_axes: int = 1
+) -> tuple[Floats, Floats]:
+    """Both as float64, when their shapes agree and are finite; else ValueError with both shapes."""
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"operators need the same shape; got {np.shape(a)} and {np.shape(b)}")
+    try:
+        return (
+            _finite("first operator", a, axes=axes, least_axes=least_axes),
+            _finite("second operator", b, axes=axes, least_axes=least_axes),
+        )
+    except ValueError as error:
+        raise ValueError(f"{error} (compared: {np.shape(a)} and {np.shape(b)})") from None
+
+
 def _finite(name: str, value: npt.ArrayLike, *, axes: int | None = None, least_axes: int = 1) -> Floats:
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
@@ -356,20 +285,6 @@ def _finite(name: str, value: npt.ArrayLike, *, axes: int | None = None, least_a
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite; got NaN or infinity in shape {array.shape}")
     return array
-
-
-def _same_shape(
-    a: npt.ArrayLike, b: npt.ArrayLike, *, axes: int | None = None, least_axes: int = 1
-) -> tuple[Floats, Floats]:
-    if np.shape(a) != np.shape(b):
-        raise ValueError(f"operators need the same shape; got {np.shape(a)} and {np.shape(b)}")
-    try:
-        return (
-            _finite("first operator", a, axes=axes, least_axes=least_axes),
-            _finite("second operator", b, axes=axes, least_axes=least_axes),
-        )
-    except ValueError as error:
-        raise ValueError(f"{error} (compared: {np.shape(a)} and {np.shape(b)})") from None
 
 
 def _spectrum(name: str, values: npt.ArrayLike) -> Floats:
@@ -388,11 +303,6 @@ def _largest(values: Floats) -> float:
     """The largest magnitude, or 1 for zero and empty arrays, so that dividing by it is always defined."""
     largest = float(np.max(np.abs(values), initial=0.0))
     return largest if largest > 0 else 1.0
-
-
-def _norm(values: Floats) -> float:
-    scale = _largest(values)
-    return scale * float(np.linalg.norm(values / scale))
 
 
 def _unit(values: Floats) -> tuple[Floats, float]:

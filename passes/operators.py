@@ -18,6 +18,9 @@ import onnx_graphsurgeon as gs
 from passes.constants import STANDARD_DOMAINS, constant_shape, constant_value
 from passes.records import Floats, Operator
 
+Graph = gs.Graph
+"""For modules that only hand a graph on."""
+
 FLOATING = frozenset(np.dtype(name) for name in ("float16", "float32", "float64"))
 
 

@@ -6,8 +6,6 @@ its nodes is made harmless for a terminal.
 
 from __future__ import annotations
 
-import math
-
 _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
@@ -80,6 +78,5 @@ def harmless(text: str) -> str:
 
 def _scaled(number: float, steps: tuple[tuple[float, str], ...]) -> str:
     scale, unit = next((step for step in steps if number >= step[0] * _ROUNDS_UP), steps[-1])
-    value = number / scale
-    digits = max(0, 2 - math.floor(math.log10(value) + 1e-9)) if value >= 1 else 2
-    return f"{value:.{digits}f} {unit}"
+    value = float(f"{number / scale:.3g}")
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,8 @@ import scipy.linalg
 
 from passes.distances import augmented_matrix, state
 from passes.errors import ModelError
-from passes.operators import stream
+from passes.operators import Graph, stream
 from passes.records import Floats, Operator, State
-
-if TYPE_CHECKING:
-    import onnx_graphsurgeon as gs
 
 Route = Literal["auto", "svd", "gram", "randomised"]
 
@@ -54,7 +51,7 @@ class Spectrum:
     error: float
 
 
-def measure(operators: Sequence[Operator], graph: gs.Graph) -> tuple[State, ...]:
+def measure(operators: Sequence[Operator], graph: Graph) -> tuple[State, ...]:
     """The spectral state of every matrix of every operator, in order; groups of a convolution count up `index`.
 
     Raises:

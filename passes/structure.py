@@ -28,7 +28,7 @@ class Structure:
         op_type: ONNX operator type; outside the default domain with the domain in front.
         operands: Names of all inputs by position, "" for one left out.
         constants: Names among them that hold constants or are folded to one.
-        outputs: Names written, "" for one left out.
+        outputs: Names written, "" for one left out or read by nobody; the first is always there.
         element_bytes: Of each operand and then of each output.
         transpose_a: Of a Gemm.
         transpose_b: Of a Gemm.
@@ -62,6 +62,7 @@ def structures(graph: gs.Graph) -> tuple[Structure, ...]:
     Shape arithmetic and nodes on constants alone are left out: compilers fold them, given static shapes.
     """
     folded: set[str] = set()
+    returned = {t.name for t in graph.outputs}
     found: list[Structure] = []
     for node in graph.nodes:
         constants = frozenset(t.name for t in node.inputs if isinstance(t, gs.Constant) or t.name in folded)
@@ -71,7 +72,11 @@ def structures(graph: gs.Graph) -> tuple[Structure, ...]:
         if standard and (node.op in _CONSTANT_FOLDERS or on_constants):
             folded.update(t.name for t in node.outputs)
             continue
-        outputs = tuple("" if t.is_empty() else t.name for t in node.outputs)
+        # A mask or a state that nobody reads is not written, and its shape is often unknown.
+        outputs = tuple(
+            t.name if not t.is_empty() and (index == 0 or t.outputs or t.name in returned) else ""
+            for index, t in enumerate(node.outputs)
+        )
         equation = node.attrs.get("equation", "")
         found.append(
             Structure(

@@ -17,11 +17,11 @@ from passes import operators
 from passes.constants import constant_value
 
 Array = npt.NDArray[np.float32]
-RNG = np.random.default_rng(7)
 
 
 def random(*shape: int) -> Array:
-    return RNG.standard_normal(shape).astype(np.float32)
+    """The same numbers for the same shape, whatever order the tests run in."""
+    return np.random.default_rng([len(shape), *shape]).standard_normal(shape).astype(np.float32)
 
 
 def build(
@@ -89,7 +89,7 @@ def test_conv(channels_out: int, channels_in: int, groups: int, taps: tuple[int,
     weights = read(build([node], constants, shape))
     np.testing.assert_allclose(block_diagonal(weights.matrices), dense, rtol=1e-5, atol=1e-6)
     expected = np.zeros(channels_out) if weights.bias is None else weights.bias.ravel()
-    np.testing.assert_allclose(expected, offset, rtol=1e-6)
+    np.testing.assert_allclose(expected, offset, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_conv_transpose(channels_in: int, rows: int, groups: int, taps: tuple[in
         np.testing.assert_allclose(weights.matrices[group], own, rtol=1e-5, atol=1e-6)
         assert not np.delete(entries[group], group, axis=2).any()
     assert weights.bias is not None
-    np.testing.assert_allclose(np.repeat(weights.bias.ravel(), size), offset, rtol=1e-6)
+    np.testing.assert_allclose(np.repeat(weights.bias.ravel(), size), offset, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
@@ -120,8 +120,8 @@ def test_gemm_with_the_weight_on_the_right(transposed: int, bias_shape: tuple[in
     node = onnx.helper.make_node("Gemm", ["x", *constants], ["y"], name="op", transB=transposed, alpha=0.5, beta=-2.0)
     dense, offset = affine(build([node], constants, (1, 3)), (1, 3))
     weights = read(build([node], constants, (1, 3)))
-    np.testing.assert_allclose(weights.matrices[0], dense, rtol=1e-5)
-    np.testing.assert_allclose(np.zeros(4) if weights.bias is None else weights.bias[0], offset, rtol=1e-6)
+    np.testing.assert_allclose(weights.matrices[0], dense, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.zeros(4) if weights.bias is None else weights.bias[0], offset, rtol=1e-5, atol=1e-6)
     assert (weights.bias is None) == (bias_shape is None)
 
 
@@ -131,9 +131,9 @@ def test_gemm_with_the_weight_on_the_left(transposed: int) -> None:
     node = onnx.helper.make_node("Gemm", ["w", "x", "b"], ["y"], name="op", transA=transposed, alpha=3.0)
     dense, offset = affine(build([node], constants, (3, 1)), (3, 1))
     weights = read(build([node], constants, (3, 1)))
-    np.testing.assert_allclose(weights.matrices[0], dense, rtol=1e-5)
+    np.testing.assert_allclose(weights.matrices[0], dense, rtol=1e-5, atol=1e-6)
     assert weights.bias is not None
-    np.testing.assert_allclose(weights.bias[0], offset, rtol=1e-6)
+    np.testing.assert_allclose(weights.bias[0], offset, rtol=1e-5, atol=1e-6)
 
 
 def test_gemm_offset_that_varies_over_samples_is_no_bias() -> None:
@@ -169,9 +169,9 @@ def test_matmul_takes_its_bias_from_the_add_behind_it(order: list[str]) -> None:
     ]
     dense, offset = affine(build(nodes, constants, (1, 1, 3)), (1, 1, 3))
     weights = read(build(nodes, constants, (1, 1, 3)))
-    np.testing.assert_allclose(weights.matrices[0], dense, rtol=1e-5)
+    np.testing.assert_allclose(weights.matrices[0], dense, rtol=1e-5, atol=1e-6)
     assert weights.bias is not None
-    np.testing.assert_allclose(weights.bias[0], offset, rtol=1e-6)
+    np.testing.assert_allclose(weights.bias[0], offset, rtol=1e-5, atol=1e-6)
 
 
 def test_matmul_does_not_take_an_add_of_positions_for_a_bias() -> None:
@@ -188,7 +188,7 @@ def make(op: str, inputs: list[str], output: str, **attributes: object) -> onnx.
 
 
 def test_weights_behind_shape_only_nodes_and_casts() -> None:
-    constants = {"w": RNG.standard_normal((2, 6)).astype(np.float16), "shape": np.array([0, -1]), "axes": np.array([0])}
+    constants = {"w": random(2, 6).astype(np.float16), "shape": np.array([0, -1]), "axes": np.array([0])}
     nodes = [
         make("Identity", ["w"], "w1"),
         make("Cast", ["w1"], "w2", to=onnx.TensorProto.FLOAT),
@@ -201,7 +201,7 @@ def test_weights_behind_shape_only_nodes_and_casts() -> None:
     ]
     dense, _ = affine(build(nodes, constants, (1, 6)), (1, 6))
     model = build(nodes, constants, (1, 6))
-    np.testing.assert_allclose(read(model).matrices[0], dense, rtol=1e-5)
+    np.testing.assert_allclose(read(model).matrices[0], dense, rtol=1e-5, atol=1e-6)
     (operator,) = operators.find(gs.import_onnx(model))
     assert operator == operators.Operator(
         name="matmul", kind="MatMul", weight="w7", bias=None, groups=1, rows=2, columns=6
@@ -217,7 +217,7 @@ def test_weights_in_constant_nodes_of_old_and_new_opsets() -> None:
         make("Conv", ["x", "w2"], "y"),
     ]
     model = build(nodes, {}, (1, 3, 1), opset=11)
-    np.testing.assert_allclose(read(model).matrices[0], affine(model, (1, 3, 1))[0], rtol=1e-5)
+    np.testing.assert_allclose(read(model).matrices[0], affine(model, (1, 3, 1))[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_constant_nodes_with_plain_values(attributes: dict[str, object], expecte
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_precisions(dtype: type[np.floating]) -> None:
-    weight = RNG.standard_normal((3, 4)).astype(dtype)
+    weight = random(3, 4).astype(dtype)
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     model = build([make("MatMul", ["x", "w"], "y")], {"w": weight}, (1, 3), dtype=kind)
     np.testing.assert_array_equal(read(model).matrices[0], weight.T.astype(np.float64))

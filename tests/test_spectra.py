@@ -12,12 +12,17 @@ import onnx.numpy_helper
 import onnx_graphsurgeon as gs
 import pytest
 import scipy.linalg
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passes import operators, spectra
 from passes.distances import NOISE_FLOOR_RADIANS, fubini_study
 from passes.errors import ModelError
+
+# A loaded machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
 
 Floats = npt.NDArray[np.float64]
 

@@ -20,6 +20,10 @@ class Rewrite(Protocol):
     def name(self) -> str:
         """Name of the file without its ending."""
 
+    @property
+    def exact(self) -> bool:
+        """True; what shares the folder but not this promise says False and is not discovered as a `Rewrite`."""
+
     def propose(self, graph: gs.Graph) -> Iterator[Step | Refusal]:
         """Offers that do not overlap each other, and near-misses with the reason. Changes nothing."""
 

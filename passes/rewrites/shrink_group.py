@@ -182,9 +182,7 @@ def _summed_axis(coupling: Coupling, node: gs.Node, linear: Linear) -> int:
     return next(axis for axis, _, role in roles if role == "consumes")
 
 
-def _cut_constants(
-    graph: gs.Graph, coupling: Coupling, keep: Mapping[int, Index], summed: Mapping[str, int]
-) -> None:
+def _cut_constants(graph: gs.Graph, coupling: Coupling, keep: Mapping[int, Index], summed: Mapping[str, int]) -> None:
     seen: set[str] = set()
     for node in graph.nodes:
         for slot, tensor in enumerate(node.inputs):
