@@ -88,9 +88,12 @@ def read(graph: gs.Graph) -> Surroundings:
 
 def _captured(graph: gs.Graph) -> frozenset[str]:
     names: set[str] = set()
-    for inner in graph.subgraphs(recursive=True):
-        names.update(tensor.name for node in inner.nodes for tensor in node.inputs)
-        names.update(tensor.name for tensor in inner.outputs)
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                names.update(tensor.name for inner in value.nodes for tensor in inner.inputs)
+                names.update(tensor.name for tensor in value.outputs)
+                names.update(_captured(value))
     return frozenset(names)
 
 

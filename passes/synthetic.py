@@ -159,7 +159,7 @@ def _make(slot: Slot, shape: tuple[int, ...], view: _View, rng: np.random.Genera
             bounds = np.iinfo(dtype)
             return rng.integers(bounds.min, bounds.max + 1, shape).astype(dtype), f"random bytes for {slot.name!r}"
         return rng.integers(0, 2, shape).astype(dtype), f"zeros and ones for {slot.name!r}"
-    factor, offset = _normalisation(slot.name, view)
+    factor, offset, _ = _normalisation(slot.name, view)
     values = rng.standard_normal(shape)
     axis = next((axis for axis in (1, len(shape) - 1) if len(shape) > 1 and shape[axis] == factor.size), None)
     if axis is not None or factor.size == 1:
@@ -175,14 +175,14 @@ def _images(
     first = slot.shape is not None and slot.shape[1] in (1, 3)
     count, height, width, channels = (shape[0], *shape[2:], shape[1]) if first else shape
     images: Array = paint(count, height, width, channels, rng)
-    factor, offset = _normalisation(slot.name, view)
+    factor, offset, measured = _normalisation(slot.name, view)
     if dtype.kind in "iu":
         bounds = np.iinfo(dtype)
         # Quantised networks take pixels shifted to their own range.
         lowest = float(bounds.min) if dtype.itemsize == 1 else 0.0
         images = np.rint(_as_pixels(images) + np.float32(lowest))
         scale = "whole pixels"
-    elif view.pixels or float(np.abs(factor).mean()) < PIXEL_FACTOR:
+    elif view.pixels or (not measured and float(np.abs(factor).mean()) < PIXEL_FACTOR):
         images, scale = _as_pixels(images), "pixels of 0 to 255"
     elif quantised := _quantised_range(slot.name, view):
         lowest, highest = quantised
@@ -204,10 +204,10 @@ def _as_pixels(images: Array) -> Array:
     return result
 
 
-def _normalisation(name: str, view: _View) -> tuple[Floats, Floats]:
+def _normalisation(name: str, view: _View) -> tuple[Floats, Floats, bool]:
     """Factor and offset that the first nodes apply to the input, of one value or one a channel.
 
-    A leading BatchNormalization holds mean and variance of the input itself.
+    The last value tells whether they were measured: a leading BatchNormalization holds the statistics of the input.
     """
     factor, offset = np.ones(1), np.zeros(1)
     while len(nodes := view.readers.get(name, ())) == 1:
@@ -216,7 +216,7 @@ def _normalisation(name: str, view: _View) -> tuple[Floats, Floats]:
             mean, variance = view.value(node.input[3]), view.value(node.input[4])
             if mean is not None and variance is not None:
                 spread = 1 / np.sqrt(variance + 1e-5)
-                return factor * spread, (offset - mean) * spread
+                return factor * spread, (offset - mean) * spread, True
             break
         if node.op_type in {"Add", "Sub", "Mul", "Div"}:
             value = view.value(node.input[1] if node.input[0] == name else node.input[0])
@@ -233,7 +233,7 @@ def _normalisation(name: str, view: _View) -> tuple[Floats, Floats]:
             break
         name = node.output[0]
     size = max(factor.size, offset.size)
-    return np.broadcast_to(factor, size).copy(), np.broadcast_to(offset, size).copy()
+    return np.broadcast_to(factor, size).copy(), np.broadcast_to(offset, size).copy(), False
 
 
 def _quantised_range(name: str, view: _View) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ their names. Towers of duplicates merge from the inputs upwards, a layer a round
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 
 import onnx_graphsurgeon as gs
 
@@ -144,10 +144,10 @@ def _node_obstacle(around: Surroundings, node: gs.Node) -> str | None:
 
 def _move_before(graph: gs.Graph, keeper: gs.Node, others: list[gs.Node]) -> None:
     """Put the keeper where the first of them stands; its inputs are ready there, being the same."""
-    positions: Mapping[int, int] = {id(node): position for position, node in enumerate(graph.nodes)}
-    first = min(positions[id(node)] for node in others)
-    if positions[id(keeper)] > first:
-        del graph.nodes[positions[id(keeper)]]
+    wanted = {id(node) for node in (keeper, *others)}
+    first, *_ = positions = [position for position, node in enumerate(graph.nodes) if id(node) in wanted]
+    if graph.nodes[first] is not keeper:
+        del graph.nodes[next(position for position in positions if graph.nodes[position] is keeper)]
         graph.nodes.insert(first, keeper)
 
 
