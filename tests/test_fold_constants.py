@@ -1,4 +1,4 @@
-"""Constant regions are computed beforehand, with the values that the model would compute, and never grow the file much."""
+"""Constant regions are computed beforehand, with the values the model would compute, and hardly grow the file."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ def test_bfloat16_is_refused_and_not_touched() -> None:
 
 
 def test_a_literal_of_another_type_moves_as_it_is() -> None:
-    graph = onnx.parser.parse_graph("g (float[2] x) => (float[2] y) { w = Constant ()\n a = Cast <to=1> (w)\n y = Add (a, x) }")
+    graph = onnx.parser.parse_graph(
+        "g (float[2] x) => (float[2] y) { w = Constant ()\n a = Cast <to=1> (w)\n y = Add (a, x) }"
+    )
     value = onnx.helper.make_tensor("", onnx.TensorProto.BFLOAT16, [2], b"\x80?\x00@", raw=True)
     graph.node[0].attribute.append(onnx.helper.make_attribute("value", value))
     for node in graph.node:
@@ -189,7 +191,9 @@ def test_what_the_runtime_cannot_compute_is_refused() -> None:
 def test_a_step_that_does_not_fit_fails() -> None:
     graph = gs.import_onnx(build("g (float[4] x) => (float[4] y) { a = Neg (x)\n y = Add (a, x) }", {}))
     step = Step(rewrite="fold_constants", subject="n_a", nodes=("n_a",), arguments={"kind": "value"})
-    with pytest.raises(RewriteFailed, match=r"^expected that node 'n_a' can be computed beforehand, but an input of it"):
+    with pytest.raises(
+        RewriteFailed, match=r"^expected that node 'n_a' can be computed beforehand, but an input of it"
+    ):
         REWRITE.apply(graph, step)
     step = Step(rewrite="fold_constants", subject="n_a", nodes=("n_a",), arguments={"kind": "literals"})
     with pytest.raises(RewriteFailed, match=r"^expected node 'n_a' to be a Constant that can go; plan again$"):

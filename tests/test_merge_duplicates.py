@@ -73,7 +73,7 @@ def test_towers_merge_from_below() -> None:
     ],
 )
 def test_different_nodes_stay(first: str, second: str) -> None:
-    vectors = {"v": (4,), "w": (4,), "v0": full(0.5)}
+    vectors: dict[str, Array | tuple[int, ...]] = {"v": (4,), "w": (4,), "v0": full(0.5)}
     used = {name: value for name, value in vectors.items() if name in first + second}
     assert proposals(REWRITE, two(first, second, **used)) == ([], {})
 
@@ -93,7 +93,11 @@ SUBGRAPH = """If (c) <then_branch = t{0} () => (float[N,4] p{0}) {{ p{0} = Relu 
             "Dropout (x, r, d)",
             "looks equal to 'n_b', but its training mode is decided at run time",
         ),
-        (SUBGRAPH.format(1), SUBGRAPH.format(2), "looks equal to 'n_b', but it holds a subgraph, which is not compared"),
+        (
+            SUBGRAPH.format(1),
+            SUBGRAPH.format(2),
+            "looks equal to 'n_b', but it holds a subgraph, which is not compared",
+        ),
     ],
 )
 def test_what_is_no_function_of_its_inputs_stays(first: str, second: str, reason: str) -> None:
@@ -113,7 +117,9 @@ def test_operator_of_another_domain_stays() -> None:
     for node in model.graph.node[:2]:
         node.domain = "com.example"
     model.opset_import.append(helper.make_opsetid("com.example", 1))
-    reason = "looks equal to 'n_b', but an operator of domain 'com.example' need not give equal outputs for equal inputs"
+    reason = (
+        "looks equal to 'n_b', but an operator of domain 'com.example' need not give equal outputs for equal inputs"
+    )
     assert proposals(REWRITE, model) == ([], {"n_a": reason})
 
 

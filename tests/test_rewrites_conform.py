@@ -10,8 +10,18 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from rewriting import apply_all, assert_close, assert_same_function, build, full, norm, operators, proposals
-from rewriting import random_feeds, run
+from rewriting import (
+    apply_all,
+    assert_close,
+    assert_same_function,
+    build,
+    full,
+    norm,
+    operators,
+    proposals,
+    random_feeds,
+    run,
+)
 
 import passes.rewrites
 from passes import model_io, rewrites
@@ -97,7 +107,9 @@ def test_the_exact_rewrites_are_discovered() -> None:
 
 
 def test_an_unknown_rewrite_is_named_with_the_known_ones() -> None:
-    with pytest.raises(RewriteFailed, match=r"^expected an exact rewrite, one of collapse_linear, .*; found 'shrink_gro"):
+    with pytest.raises(
+        RewriteFailed, match=r"^expected an exact rewrite, one of collapse_linear, .*; found 'shrink_gro"
+    ):
         rewrites.get("shrink_group")
 
 
@@ -117,7 +129,9 @@ def module(path: str, rewrite: object) -> ModuleType:
 
 def test_discovery_checks_what_it_finds() -> None:
     collect = passes.rewrites.collect
-    found = collect([module("a.two", Fake("two")), module("a.one", Fake("one")), module("a.lossy", Fake("lossy", False))])
+    found = collect(
+        [module("a.two", Fake("two")), module("a.one", Fake("one")), module("a.lossy", Fake("lossy", False))]
+    )
     assert list(found) == ["one", "two"]
     with pytest.raises(ValueError, match=r"^two rewrites are named 'one'; the second is in b\.one$"):
         collect([module("a.one", Fake("one")), module("b.one", Fake("one"))])

@@ -43,11 +43,13 @@ def test_each_class_is_a_step_of_its_own() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [W.astype(np.float16), W.reshape(2, 8), np.where(W == W[1, 1], -W, W), W.view(np.int32)],
+    [W.astype(np.float16), W.reshape(2, 8), np.where(W[1, 1] == W, -W, W), W.view(np.int32)],
     ids=["dtype", "shape", "one value", "same bytes of another type"],
 )
 def test_near_misses_stay(other: np.ndarray) -> None:
-    text = "g (float[N,4] x) => (float[N,4] y, float[k] z) { y = MatMul (x, w1)\n f = Cast <to = 1> (w2)\n z = Relu (f) }"
+    text = (
+        "g (float[N,4] x) => (float[N,4] y, float[k] z) { y = MatMul (x, w1)\n f = Cast <to = 1> (w2)\n z = Relu (f) }"
+    )
     graph = onnx.parser.parse_graph(text)
     graph.initializer.extend([onnx.numpy_helper.from_array(W, "w1"), onnx.numpy_helper.from_array(other, "w2")])
     graph.output[1].type.tensor_type.ClearField("shape")
@@ -64,7 +66,9 @@ def test_zeros_of_opposite_sign_are_not_equal() -> None:
 def test_sharing_is_exact_in_every_type(kind: int) -> None:
     width = 1 if kind == onnx.TensorProto.INT8 else 2
     raw = bytes(range(4 * width))
-    graph = onnx.parser.parse_graph("g () => (float[4] y) { a = Cast <to=1> (w1)\n b = Cast <to=1> (w2)\n y = Add (a, b)}")
+    graph = onnx.parser.parse_graph(
+        "g () => (float[4] y) { a = Cast <to=1> (w1)\n b = Cast <to=1> (w2)\n y = Add (a, b)}"
+    )
     graph.initializer.extend(helper.make_tensor(name, kind, [4], raw, raw=True) for name in ("w1", "w2"))
     for node in graph.node:
         node.name = node.output[0]

@@ -74,8 +74,8 @@ class FoldConstants:
             for node in nodes:
                 if not _is_literal(around, node):
                     raise RewriteFailed(f"expected node {node.name!r} to be a Constant that can go; plan again")
-                values = _literal(node)
-                tensor = node.outputs[0]
+            for node in nodes:
+                tensor, values = node.outputs[0], _literal(node)
                 remove(graph, node)
                 tensor.to_constant(values)
             return
