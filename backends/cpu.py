@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from backends.base import Fact
 from backends.model import Backend, Family
@@ -110,4 +111,13 @@ _AVX2 = replace(
     vector=_VECTOR | _prices(_NANOSECONDS_AVX2, _ADD_NS_AVX2, _MEASURED_AVX2),
 )
 
-FAMILY = Family(default="avx512", variants={"avx512": _AVX512, "avx2": _AVX2})
+def _instructions() -> str:
+    """The vector instructions of this machine: plain `cpu` means the processor at hand."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "avx2"
+    return "avx512" if "avx512f" in flags else "avx2"
+
+
+FAMILY = Family(default=_instructions(), variants={"avx512": _AVX512, "avx2": _AVX2})

@@ -14,16 +14,12 @@ import onnx_graphsurgeon as gs
 from passes.axes import Atom, Product, Term
 from passes.coupling import Coupling
 from passes.kernel import Curve, Panel, choose, residual_of
-from passes.linear import Linear, UnitAxis, bias_tensor, common_layout, describe, unit_axis
+from passes.linear import Linear, UnitAxis, bias_tensor, common_layout, describe, takes_means, unit_axis
 from passes.records import Array, Floats, Group, Refusal
 from passes.clustering import cluster_units, representative
 from passes.settings import Geometry
 from passes.spectra import filter_states
 from passes.statistics import LARGEST_AXIS, Moments, Tap
-
-BIASED = frozenset({"Conv", "ConvTranspose", "Gemm"})
-"""Operators whose bias can take up the mean of what was removed."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
@@ -244,7 +240,7 @@ def _panels(
 ) -> list[Panel]:
     linear, axis = reader.linear, reader.axis
     measured = moments[linear.activation, linear.axis]
-    second = measured.covariance if node.op in BIASED else measured.second
+    second = measured.covariance if takes_means(node, linear) else measured.second
     weight = common_layout(linear, node.inputs[linear.slot].values).astype(np.float64)
     groups, outputs = weight.shape[:2]
     per_group = axis.count // groups

@@ -155,3 +155,14 @@ def bias_tensor(node: gs.Node) -> gs.Constant | None:
     if node.op == "MatMul" or len(node.inputs) < 3 or not isinstance(node.inputs[2], gs.Constant):
         return None
     return node.inputs[2]
+
+
+def takes_means(node: gs.Node, linear: Linear) -> bool:
+    """Whether the node's bias can take up exactly what removed units add on average.
+
+    Not behind zero padding: at the border the removed unit adds less than its mean.
+    """
+    if linear.scaled or linear.kind == "transposed" or node.op == "MatMul":
+        return False
+    auto_pad = node.attrs.get("auto_pad", "NOTSET")
+    return node.op == "Gemm" or (not any(node.attrs.get("pads", ())) and auto_pad in ("NOTSET", "VALID"))

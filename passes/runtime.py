@@ -17,8 +17,8 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from passes.errors import ModelError
-from passes.interface import batching
-from passes.records import Array
+from passes.interface import batching, inputs_of
+from passes.records import Array, Inputs
 from passes.storage import EXTERNAL_THRESHOLD, save, weight_bytes
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -102,6 +102,31 @@ def run_batches(session: ort.InferenceSession, feeds: Mapping[str, Array], batch
             name: _cut(np.asarray(value), stop - start, len(chosen)) for name, value in zip(names, values, strict=True)
         }
         start = stop
+
+
+def runs(model: onnx.ModelProto, inputs: Inputs, batch: int, limit: int | None = None) -> list[dict[str, Array]]:
+    """Feeds of whole runs, in order; samples that fill no run of a fixed batch are left out.
+
+    Args:
+        model: Whose inputs decide what one run takes.
+        inputs: Samples; too few for one fixed batch are repeated.
+        batch: Samples of a run where the model takes any number.
+        limit: Runs, at most.
+    """
+    slots = {slot.name: slot.shape or () for slot in inputs_of(model) if slot.name in inputs.feeds}
+    plan = batching(slots)
+    size = plan.size or max(batch, 1)
+    stops = range(size, inputs.samples + 1, size) if inputs.samples >= size else [size]
+    if plan.size is None and inputs.samples % size and inputs.samples > size:
+        stops = [*stops, inputs.samples]
+    elif plan.size is None and inputs.samples < size:
+        stops = [inputs.samples]
+    result, start = [], 0
+    for stop in list(stops)[:limit]:
+        chosen = np.arange(start, stop) % inputs.samples
+        result.append({n: _rows(inputs.feeds[n], slots[n], plan.rows[n], chosen) for n in slots})
+        start = stop
+    return result
 
 
 def tensor_outputs(session: ort.InferenceSession) -> tuple[str, ...]:

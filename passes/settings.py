@@ -93,7 +93,7 @@ class Settings:
     repair: bool = True
     batch: int = 1
     samples: int = 1024
-    eval_samples: int = 1024
+    eval_samples: int = 4096
     seed: int = 0
     threads: int = 0
 
@@ -124,8 +124,8 @@ class Settings:
 
     @property
     def error_budget(self) -> float | None:
-        """The bound on the outputs' relative L2: the user's, or the default when no budget at all is given."""
-        if self.max_error is None and self.max_drop is None:
+        """The bound on the outputs' relative L2: the user's, or the default when neither a budget nor a goal is given."""
+        if self.max_error is None and self.max_drop is None and self.speedup is None:
             return DEFAULT_MAX_ERROR
         return self.max_error
 

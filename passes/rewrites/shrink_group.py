@@ -52,12 +52,12 @@ class ShrinkGroup:
         _forget_shapes(graph, coupling, widths)
 
 
-def nystrom_fold(moments: Mapping[tuple[str, int], Moments], biased: Callable[[str], bool]) -> Fold:
+def nystrom_fold(moments: Mapping[tuple[str, int], Moments], biased: Callable[[Linear], bool]) -> Fold:
     """The optimal fold for the measured second moments; through the mean where the consumer has a bias to take it."""
 
     def fold(linear: Linear, axis: UnitAxis, keep: Mapping[int, Index]) -> tuple[Floats, Floats | None]:
         measured = moments[linear.activation, linear.axis]
-        affine = biased(linear.node)
+        affine = biased(linear)
         second = measured.covariance if affine else measured.second
         chosen = kept(axis.units, keep)
         per_group = axis.count // linear.groups

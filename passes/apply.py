@@ -1,0 +1,93 @@
+"""Carry a plan out on a private copy: exact steps, cuts with their folds, repair. Cuts, never decides.
+
+A prepared model and what was decided come in, a new model goes out; the model that came in is not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from passes import rewrites
+from passes.candidates import Offer
+from passes.coupling import Coupling
+from passes.graph_io import to_graph, to_model
+from passes.linear import takes_means
+from passes.records import Array, Shrink, Step
+from passes.repair import repair
+from passes.rewrites.shrink_group import REWRITE, assigned_fold, nystrom_fold
+from passes.statistics import Moments
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Bench:
+    """Everything that cutting one model needs, measured once and shared by all plans that a search tries.
+
+    Attributes:
+        model: After the exact rewrites.
+        graph: The same, for reading.
+        coupling: Of the graph.
+        offers: One a group that can be cut.
+        moments: Second moments of what the consumers read.
+        batches: Calibration inputs, one mapping a run.
+        threads: Of ONNX Runtime.
+        seed: Of the sampled positions.
+    """
+
+    model: onnx.ModelProto
+    graph: gs.Graph
+    coupling: Coupling
+    offers: tuple[Offer, ...]
+    moments: Mapping[tuple[str, int], Moments]
+    batches: Sequence[Mapping[str, Array]]
+    threads: int
+    seed: int
+
+
+def rewrite(model: onnx.ModelProto, steps: Iterable[Step]) -> onnx.ModelProto:
+    """Carry exact steps out in order.
+
+    Raises:
+        RewriteFailed: A step does not fit the model.
+    """
+    graph = to_graph(model)
+    for step in steps:
+        rewrites.get(step.rewrite).apply(graph, step)
+    return to_model(graph, model)
+
+
+def shrink(bench: Bench, cuts: Sequence[Shrink]) -> onnx.ModelProto:
+    """Cut the groups and fold what was removed into their consumers."""
+    graph = to_graph(bench.model)
+    keep = bench.coupling.keep({cut.group: cut.keep for cut in cuts})
+    by_name = {offer.candidate.group.name: offer for offer in bench.offers}
+    kernel = all(by_name[cut.group].geometry == "kernel" for cut in cuts)
+    if kernel:
+        nodes = {node.name: node for node in bench.graph.nodes}
+        fold = nystrom_fold(bench.moments, lambda linear: takes_means(nodes[linear.node], linear))
+    else:
+        assigned = {by_name[cut.group]: by_name[cut.group].assign(len(cut.keep)) for cut in cuts}
+        fold = assigned_fold({o.candidate.atom.key: a for o, a in assigned.items() if a is not None})
+    REWRITE.apply(graph, bench.coupling, keep, fold)
+    return to_model(graph, bench.model)
+
+
+def mend(
+    bench: Bench, cut: onnx.ModelProto, cuts: Sequence[Shrink], progress: Callable[[int], None] = lambda done: None
+) -> onnx.ModelProto:
+    """Refit every operator behind the cuts in closed form."""
+    return repair(
+        bench.model,
+        cut,
+        bench.graph,
+        bench.coupling,
+        bench.coupling.keep({c.group: c.keep for c in cuts}),
+        bench.batches,
+        threads=bench.threads,
+        seed=bench.seed,
+        progress=progress,
+    )
+

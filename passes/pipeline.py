@@ -1,0 +1,279 @@
+"""The way, on one page: load, simplify exactly, couple, measure, offer, plan, cut and repair, validate, write.
+
+A model and settings come in, an `Outcome` goes out. The source is never touched; nothing is written before the
+evidence is within the budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+import backends
+from backends import Backend
+from passes import __version__, apply, candidates, coupling, exact, inputs, model_io, operators, plan, profile, runtime
+from passes import search, statistics, synthetic
+from passes.errors import DataError, PlanError, SettingsError, ValidationFailed
+from passes.graph_io import to_graph
+from passes.memory import affordable
+from passes.progress import Progress, Silent
+from passes.records import Inputs, Outcome, Plan, Refusal, SearchPoint
+from passes.settings import Settings
+from passes.validate import Judge
+from passes.verdict import EXACT_ERROR
+from passes.workload import Pricer, structures
+
+RUN_SAMPLES = 32
+"""Samples of one run inside the optimiser, where the model takes any number."""
+
+PROBE_SAMPLES = 128
+"""Held-out samples on which sensitivities are measured."""
+
+MADE_UP = 1024
+"""Synthetic samples, calibration and evaluation together, when the user has none."""
+
+
+def optimize_model(source: Path | str | onnx.ModelProto, settings: Settings, *, progress: Progress | None = None) -> Outcome:
+    """Make a model smaller and faster for one chip within a budget, and show the evidence.
+
+    Args:
+        source: A file or a model; never changed.
+        settings: What the user wants.
+        progress: Told how far the run is.
+
+    Returns:
+        The optimised model with its plan and evidence; with `plan_only`, the plan alone.
+
+    Raises:
+        PassesError: What the user can mend; ValidationFailed when the result cannot be trusted. Nothing is written.
+    """
+    started = time.perf_counter()
+    watch = progress or Silent()
+    saved = _read_plan(settings.plan) if settings.plan is not None else None
+    if saved is not None:
+        settings = replace(settings, geometry=saved.geometry, repair=saved.repair, seed=saved.seed, target=saved.target)  # type: ignore[arg-type]
+    backend = _backend(settings.target)
+    with watch.stage("load", None):
+        loaded = model_io.load(source)
+        output = _destination(loaded, settings, backend)
+        if saved is not None:
+            _fits(saved, loaded)
+        original = model_io.prepare(loaded)
+        given = _inputs(settings, original)
+    with watch.stage("exact rewrites", None):
+        if saved is None:
+            simple = exact.simplify(original, backend, settings.batch)
+        else:
+            simple = exact.Simplified(
+                model=apply.rewrite(original, saved.exact), steps=saved.exact, refusals=saved.refusals
+            )
+    notes = [*loaded.notes, *given.all.notes]
+    judge = Judge(original, given.evaluation, threads=settings.threads, batch=RUN_SAMPLES)
+    evidence = judge.evidence(simple.model)
+    if evidence.worst > EXACT_ERROR:
+        notes.append(f"the exact rewrites moved the outputs by {evidence.worst:.1e} on this machine and were left out")
+        simple = exact.Simplified(model=original, steps=(), refusals=simple.refusals)
+        evidence = judge.evidence(original)
+    decided = _cut(simple, given, judge, backend, settings, saved, watch)
+    notes.extend(decided.notes)
+    model, evidence = (decided.found.model, decided.found.evidence) if decided.found else (simple.model, evidence)
+    if saved is not None and not search.within(evidence, settings):
+        raise ValidationFailed("the replayed plan loses more on these inputs than the budget allows; nothing was written")
+    with watch.stage("measure", None):
+        times = profile.measure(original, model, given.evaluation, batch=settings.batch, threads=settings.threads)
+        before, after = (
+            profile.profile(m, backend, settings.batch, t) for m, t in zip((original, model), times, strict=True)
+        )
+    made = Plan(
+        version=__version__,
+        model_digest=loaded.digest,
+        target=backend.name,
+        target_digest=backend.digest(),
+        inputs_digest=given.calibration.digest if decided.found else None,
+        geometry=settings.geometry,
+        repair=settings.repair,
+        seed=settings.seed,
+        exact=simple.steps,
+        shrinks=decided.found.cuts if decided.found else (),
+        refusals=tuple(sorted({*simple.refusals, *decided.refusals})),
+        seconds_before=before.modelled_seconds,
+        seconds_after=after.modelled_seconds,
+    )
+    written = None
+    if output is not None and not settings.plan_only:
+        model_io.save(model, output, protected=loaded.files)
+        written = str(output)
+    return Outcome(
+        model=None if settings.plan_only else model,
+        plan=made,
+        evidence=None if settings.plan_only else evidence,
+        before=before,
+        after=after,
+        groups=decided.groups,
+        operators=operators.find(to_graph(simple.model)),
+        points=decided.points,
+        notes=tuple(dict.fromkeys(notes)),
+        output=written,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """The user's inputs, or made-up ones, and their two disjoint parts."""
+
+    all: Inputs
+    calibration: Inputs
+    evaluation: Inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decided:
+    """What the lossy half of the way came to."""
+
+    found: search.Found | None
+    groups: tuple[coupling.Group, ...]
+    refusals: tuple[Refusal, ...]
+    points: tuple[SearchPoint, ...]
+    notes: tuple[str, ...]
+
+
+def _backend(target: str) -> Backend:
+    try:
+        return backends.get(target)
+    except backends.UnknownTarget as error:
+        raise SettingsError(str(error)) from error
+
+
+def _inputs(settings: Settings, model: onnx.ModelProto) -> _Given:
+    if settings.data:
+        given = inputs.load(settings, model)
+    else:
+        given = synthetic.synthesise(model, min(MADE_UP, affordable(model, MADE_UP)), settings.seed)
+    calibration, evaluation = inputs.split(
+        given, calibration=settings.samples, evaluation=settings.eval_samples, seed=settings.seed
+    )
+    return _Given(all=given, calibration=calibration, evaluation=evaluation)
+
+
+def _cut(
+    simple: exact.Simplified,
+    given: _Given,
+    judge: Judge,
+    backend: Backend,
+    settings: Settings,
+    saved: Plan | None,
+    watch: Progress,
+) -> _Decided:
+    """Couple, measure, offer, plan and search; or cut what a saved plan says."""
+    graph = to_graph(simple.model)
+    coupled = coupling.couple(graph, simple.model, settings.batch)
+    found, refusals = candidates.gather(graph, coupled)
+
+    def nothing(*notes: str) -> _Decided:
+        return _Decided(found=None, groups=coupled.groups, refusals=refusals, points=(), notes=notes)
+
+    if saved is not None:
+        wanted = {cut.group for cut in saved.shrinks}
+        found = tuple(candidate for candidate in found if candidate.group.name in wanted)
+        if {candidate.group.name for candidate in found} != wanted:
+            raise PlanError("the plan cuts groups that this version does not find in the model; make the plan again")
+    if settings.exact_only or not found:
+        return nothing() if found or saved is not None else nothing("no group of this model can be cut: see --explain")
+    with watch.stage("statistics", None):
+        bench = _measure(simple.model, graph, coupled, found, given, settings)
+    pricer = Pricer(structures(graph), backend)
+    market = plan.Market(coupled, pricer, [candidate.group.name for candidate in found])
+    if saved is not None:
+        if saved.inputs_digest != given.calibration.digest:
+            raise PlanError("the plan was made with other inputs: give the same data, samples and seed as then")
+        model = apply.shrink(bench, saved.shrinks)
+        if saved.repair:
+            with watch.stage("repair", None) as tick:
+                model = apply.mend(bench, model, saved.shrinks, tick)
+        point = plan.Point(widths={c.group: len(c.keep) for c in saved.shrinks}, seconds=None, saved=0.0, damage=0.0)
+        result = search.Found(point=point, cuts=saved.shrinks, model=model, evidence=judge.evidence(model))
+        return _Decided(found=result, groups=coupled.groups, refusals=refusals, points=(), notes=())
+    few = inputs.take(given.evaluation, _first(given.evaluation, PROBE_SAMPLES))
+    probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=RUN_SAMPLES)
+    with watch.stage("sensitivity", len(bench.offers)) as tick:
+        sensitivity = search.sensitivities(bench, probe, backend.channel_step, tick)
+    way = plan.walk(bench.offers, sensitivity, market, backend.channel_step)
+    result, points = search.best(bench, market, way, sensitivity, judge, settings, watch)
+    notes = []
+    if len(way) == 1:
+        notes.append(f"no cut of this model saves modelled time on {backend.name}")
+    elif result is None:
+        notes.append("no cut that was tried keeps to the budget: exact rewrites only")
+    if pricer.unpriced:
+        notes.append(f"{backend.name} has no price for {', '.join(pricer.unpriced)}: whole times are unknown")
+    return _Decided(found=result, groups=coupled.groups, refusals=refusals, points=points, notes=tuple(notes))
+
+
+def _measure(
+    model: onnx.ModelProto,
+    graph: object,
+    coupled: coupling.Coupling,
+    found: tuple[candidates.Candidate, ...],
+    given: _Given,
+    settings: Settings,
+) -> apply.Bench:
+    scales = candidates.scales(found, graph)
+    moments, variance = statistics.collect(
+        model,
+        candidates.taps(found),
+        dict(scales.values()),
+        given.calibration.feeds,
+        batch=RUN_SAMPLES,
+        threads=settings.threads,
+    )
+    by_consumer: Mapping[str, float] = {name: variance[tensor] for name, (tensor, _) in scales.items()}
+    offers = tuple(
+        candidates.offer(c, graph, coupled, moments, by_consumer, geometry=settings.geometry, seed=settings.seed)
+        for c in found
+    )
+    chosen = _first(given.calibration, affordable(model, given.calibration.samples))
+    return apply.Bench(
+        model=model,
+        graph=graph,
+        coupling=coupled,
+        offers=offers,
+        moments=moments,
+        batches=runtime.runs(model, inputs.take(given.calibration, chosen), RUN_SAMPLES),
+        threads=settings.threads,
+        seed=settings.seed,
+    )
+
+
+def _first(given: Inputs, samples: int):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    return np.arange(min(samples, given.samples))
+
+
+def _destination(loaded: model_io.Loaded, settings: Settings, backend: Backend) -> Path | None:
+    if settings.output is not None or loaded.path is None:
+        return settings.output
+    return loaded.path.with_name(f"{loaded.path.stem}.{settings.target.replace(':', '-')}.onnx")
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read the plan {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise PlanError(f"{path} is not a plan of this tool: {error}") from error
+
+
+def _fits(saved: Plan, loaded: model_io.Loaded) -> None:
+    if saved.model_digest != loaded.digest:
+        raise PlanError(
+            f"the plan was made for another model (SHA-256 {saved.model_digest[:12]}…, this one has {loaded.digest[:12]}…)"
+        )
+    if saved.version != __version__:
+        raise PlanError(f"the plan was made by version {saved.version}, this is {__version__}; make the plan again")
