@@ -20,6 +20,7 @@ from passes.records import Array, Shrink, Step
 from passes.repair import repair
 from passes.rewrites.shrink_group import REWRITE, assigned_fold, nystrom_fold
 from passes.statistics import Moments
+from passes.targets import Target
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -32,9 +33,9 @@ class Bench:
         coupling: Of the graph.
         offers: One a group that can be cut.
         moments: Second moments of what the consumers read.
-        batches: Calibration inputs, one mapping a run.
+        batches: Calibration inputs of the repair, one mapping a run.
+        targets: What the original writes behind its operators on those inputs, by node; empty without repair.
         threads: Of ONNX Runtime.
-        seed: Of the sampled positions.
     """
 
     model: onnx.ModelProto
@@ -43,8 +44,8 @@ class Bench:
     offers: tuple[Offer, ...]
     moments: Mapping[tuple[str, int], Moments]
     batches: Sequence[Mapping[str, Array]]
+    targets: Mapping[str, Target]
     threads: int
-    seed: int
 
 
 def rewrite(model: onnx.ModelProto, steps: Iterable[Step]) -> onnx.ModelProto:
@@ -82,12 +83,11 @@ def mend(
     return repair(
         bench.model,
         cut,
-        bench.graph,
         bench.coupling,
         bench.coupling.keep({c.group: c.keep for c in cuts}),
         bench.batches,
+        bench.targets,
         threads=bench.threads,
-        seed=bench.seed,
         progress=progress,
     )
 

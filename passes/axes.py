@@ -45,7 +45,7 @@ Term = Atom | Product | Sum
 ONE = Product(())
 
 
-class Mismatch(Exception):
+class Mismatch(Exception):  # noqa: N818 - caught in this file and by nobody else
     """Two terms cannot be the same axis; carries the reason. Caught by the callers of `Axes`."""
 
 

@@ -89,7 +89,7 @@ def split(inputs: Inputs, *, calibration: int, evaluation: int, seed: int) -> tu
     Args:
         inputs: To split; not changed.
         calibration: Samples for calibration, at most.
-        evaluation: Samples for evaluation, at most. When there are too few for both, both shrink in proportion.
+        evaluation: Samples for evaluation, at most. Of too few for both, evaluation keeps at least half.
         seed: Of the choice.
 
     Raises:
@@ -102,8 +102,8 @@ def split(inputs: Inputs, *, calibration: int, evaluation: int, seed: int) -> tu
         groups.setdefault(key, []).append(index)
     if len(groups) < 2:
         raise DataError(f"all {inputs.samples} samples are equal; evaluation needs some that calibration has not seen")
-    share = min(calibration, round(inputs.samples * calibration / (calibration + evaluation)))
-    wanted = min(max(share, 1), inputs.samples - 1)
+    least = min(evaluation, inputs.samples // 2)
+    wanted = min(max(min(calibration, inputs.samples - least), 1), inputs.samples - 1)
     members = list(groups.values())
     order = np.random.default_rng(seed).permutation(len(members))
     first: list[int] = []

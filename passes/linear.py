@@ -151,10 +151,14 @@ def unit_axis(term: Term, positional: frozenset[int]) -> UnitAxis:
 
 
 def bias_tensor(node: gs.Node) -> gs.Constant | None:
-    """The constant bias of a Conv, ConvTranspose or Gemm, when it has one value an output."""
-    if node.op == "MatMul" or len(node.inputs) < 3 or not isinstance(node.inputs[2], gs.Constant):
+    """The constant bias of a Conv, ConvTranspose or Gemm, when all rows get the same: one value, or one an output."""
+    if not _has_bias(node) or not isinstance(node.inputs[2], gs.Constant):
         return None
-    return node.inputs[2]
+    return node.inputs[2] if all(length == 1 for length in node.inputs[2].shape[:-1]) else None
+
+
+def _has_bias(node: gs.Node) -> bool:
+    return node.op != "MatMul" and len(node.inputs) > 2 and not node.inputs[2].is_empty()
 
 
 def takes_means(node: gs.Node, linear: Linear) -> bool:
@@ -163,6 +167,8 @@ def takes_means(node: gs.Node, linear: Linear) -> bool:
     Not behind zero padding: at the border the removed unit adds less than its mean.
     """
     if linear.scaled or linear.kind == "transposed" or node.op == "MatMul":
+        return False
+    if _has_bias(node) and bias_tensor(node) is None:
         return False
     auto_pad = node.attrs.get("auto_pad", "NOTSET")
     return node.op == "Gemm" or (not any(node.attrs.get("pads", ())) and auto_pad in ("NOTSET", "VALID"))

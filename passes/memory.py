@@ -1,4 +1,4 @@
-"""How many samples fit in memory when two networks walk side by side.
+"""How many samples fit in memory while a network walks through all of them node by node.
 
 A model and a wish come in, a count goes out: the live tensors of all samples stay below a stated number of bytes.
 """
@@ -13,7 +13,7 @@ from passes.segments import reads
 from passes.shapes import infer, input_shapes
 
 LIVE_BYTES = 1_000_000_000
-"""For the live tensors of both networks; the moments and the weights come on top."""
+"""For the live tensors; the sampled rows, the moments and the weights come on top."""
 
 
 def affordable(model: onnx.ModelProto, wanted: int) -> int:
@@ -32,7 +32,7 @@ def affordable(model: onnx.ModelProto, wanted: int) -> int:
         peak = max(peak, sum(live.values()))
         for name in [name for name in live if last.get(name, -1) <= number]:
             del live[name]
-    return max(1, min(wanted, LIVE_BYTES // max(2 * peak, 1)))
+    return max(1, min(wanted, LIVE_BYTES // max(peak, 1)))
 
 
 def _bytes(shape: tuple[int, ...] | None) -> int:

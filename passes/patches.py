@@ -1,6 +1,7 @@
-"""What a linear operator sees and writes, as matrices: sampled rows of its im2col input beside its output.
+"""What a linear operator sees and writes, as matrices: chosen rows of its im2col input and of its output.
 
-Arrays of one batch come in; rows (observations, groups, inputs) and (observations, groups, outputs) go out.
+Arrays of one batch and row numbers come in; (observations, groups, inputs) and (observations, outputs) go out. A row
+is one output position: one sample of a matrix product, one pixel of a convolution.
 """
 
 from __future__ import annotations
@@ -46,27 +47,28 @@ def geometry(node: onnx.NodeProto, kernel: tuple[int, ...], extent: tuple[int, .
     return Geometry(kernel=kernel, strides=strides, dilations=dilations, pads=tuple(pads))
 
 
-def sample(
-    linear: Linear,
-    node: onnx.NodeProto,
-    kernel: tuple[int, ...],
-    groups: int,
-    value: Array,
-    target: Array,
-    rows: int,
-    generator: np.random.Generator,
-) -> tuple[Array, Array]:
-    """At most `rows` observations of one batch, chosen without replacement.
+def positions(linear: Linear, shape: tuple[int, ...]) -> int:
+    """Rows that an output of this shape has."""
+    return math.prod(shape) // shape[linear.out_axis]
 
-    Returns:
-        Inputs, shape (observations, groups, inputs per group * taps); outputs, (observations, groups, outputs per group).
-    """
+
+def choose(total: int, rows: int, generator: np.random.Generator) -> Array:
+    """Numbers of at most `rows` rows, ascending, without replacement."""
+    return np.arange(total) if rows >= total else np.sort(generator.choice(total, rows, replace=False))
+
+
+def written(linear: Linear, value: Array, chosen: Array) -> Array:
+    """The chosen rows of an output (or of a tensor of its shape), (observations, outputs)."""
+    moved = np.moveaxis(value, linear.out_axis, -1)
+    index = np.unravel_index(chosen, moved.shape[:-1])
+    return np.ascontiguousarray(moved[index])
+
+
+def seen(linear: Linear, node: onnx.NodeProto, kernel: tuple[int, ...], groups: int, value: Array, chosen: Array) -> Array:
+    """What the operator multiplies its weights with at the chosen rows, (observations, groups, inputs * taps)."""
     if linear.kind == "matmul":
         x = np.moveaxis(value, linear.axis, -1)
-        y = np.moveaxis(target, linear.out_axis, -1)
-        x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-        chosen = _choice(len(x), rows, generator)
-        return x[chosen][:, None, :], y[chosen][:, None, :]
+        return np.ascontiguousarray(x.reshape(-1, x.shape[-1])[chosen][:, None, :])
     shape = geometry(node, kernel, value.shape[2:])
     padded = np.pad(value, ((0, 0), (0, 0), *shape.pads))
     axes = tuple(range(2, value.ndim))
@@ -74,13 +76,6 @@ def sample(
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
     steps = (*(slice(None, None, s) for s in shape.strides), *(slice(None, None, d) for d in shape.dilations))
     windows = windows[(slice(None), slice(None), *steps)]
-    places = (value.shape[0], *target.shape[2:])
-    index = np.unravel_index(_choice(math.prod(places), rows, generator), places)
-    picked = windows[(index[0], slice(None), *index[1:])]
-    written = target[(index[0], slice(None), *index[1:])]
-    count = len(index[0])
-    return picked.reshape(count, groups, -1), written.reshape(count, groups, -1)
-
-
-def _choice(total: int, rows: int, generator: np.random.Generator) -> Array:
-    return np.arange(total) if rows >= total else np.sort(generator.choice(total, rows, replace=False))
+    places = (value.shape[0], *windows.shape[2 : value.ndim])
+    index = np.unravel_index(chosen, places)
+    return windows[(index[0], slice(None), *index[1:])].reshape(len(chosen), groups, -1)

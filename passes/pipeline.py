@@ -7,21 +7,22 @@ evidence is within the budget.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 
 import backends
 from backends import Backend
 from passes import __version__, apply, candidates, coupling, exact, inputs, model_io, operators, plan, profile, runtime
-from passes import search, statistics, synthetic
+from passes import search, statistics, synthetic, targets
 from passes.errors import DataError, PlanError, SettingsError, ValidationFailed
 from passes.graph_io import to_graph
 from passes.memory import affordable
 from passes.progress import Progress, Silent
-from passes.records import Inputs, Outcome, Plan, Refusal, SearchPoint
+from passes.records import Array, Inputs, Outcome, Plan, Refusal, SearchPoint
 from passes.settings import Settings
 from passes.validate import Judge
 from passes.verdict import EXACT_ERROR
@@ -185,7 +186,7 @@ def _cut(
     if settings.exact_only or not found:
         return nothing() if found or saved is not None else nothing("no group of this model can be cut: see --explain")
     with watch.stage("statistics", None):
-        bench = _measure(simple.model, graph, coupled, found, given, settings)
+        bench = _measure(simple.model, graph, coupled, found, given, settings, watch)
     pricer = Pricer(structures(graph), backend)
     market = plan.Market(coupled, pricer, [candidate.group.name for candidate in found])
     if saved is not None:
@@ -216,11 +217,12 @@ def _cut(
 
 def _measure(
     model: onnx.ModelProto,
-    graph: object,
+    graph: gs.Graph,
     coupled: coupling.Coupling,
     found: tuple[candidates.Candidate, ...],
     given: _Given,
     settings: Settings,
+    watch: Progress,
 ) -> apply.Bench:
     scales = candidates.scales(found, graph)
     moments, variance = statistics.collect(
@@ -231,27 +233,32 @@ def _measure(
         batch=RUN_SAMPLES,
         threads=settings.threads,
     )
-    by_consumer: Mapping[str, float] = {name: variance[tensor] for name, (tensor, _) in scales.items()}
+    by_consumer = {name: variance[tensor] for name, (tensor, _) in scales.items()}
     offers = tuple(
         candidates.offer(c, graph, coupled, moments, by_consumer, geometry=settings.geometry, seed=settings.seed)
         for c in found
     )
     chosen = _first(given.calibration, affordable(model, given.calibration.samples))
+    batches = runtime.runs(model, inputs.take(given.calibration, chosen), RUN_SAMPLES)
+    recorded: dict[str, targets.Target] = {}
+    if settings.repair:
+        with watch.stage("targets", None) as tick:
+            recorded = targets.record(
+                model, graph, coupled, batches, threads=settings.threads, seed=settings.seed, progress=tick
+            )
     return apply.Bench(
         model=model,
         graph=graph,
         coupling=coupled,
         offers=offers,
         moments=moments,
-        batches=runtime.runs(model, inputs.take(given.calibration, chosen), RUN_SAMPLES),
+        batches=batches,
+        targets=recorded,
         threads=settings.threads,
-        seed=settings.seed,
     )
 
 
-def _first(given: Inputs, samples: int):  # type: ignore[no-untyped-def]
-    import numpy as np
-
+def _first(given: Inputs, samples: int) -> Array:
     return np.arange(min(samples, given.samples))
 
 

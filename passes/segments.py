@@ -65,6 +65,7 @@ class Walker:
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
         piece = onnx.ModelProto(ir_version=self._model.ir_version, graph=graph)
         piece.opset_import.extend(self._model.opset_import)
+        piece.functions.extend(self._model.functions)
         session = runtime.session(piece, threads=self._threads)
         for batch in self.batches:
             batch.update(zip(wanted, session.run(list(wanted), {name: batch[name] for name in live}), strict=True))
@@ -75,7 +76,9 @@ def reads(node: onnx.NodeProto) -> list[str]:
     names = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            for inner in graph.node:
-                names.extend(reads(inner))
-            names.extend(output.name for output in graph.output)
+            own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+            own.update(tensor.values.name for tensor in graph.sparse_initializer)
+            own.update(output for inner in graph.node for output in inner.output)
+            inside = [name for inner in graph.node for name in reads(inner)]
+            names.extend(name for name in (*inside, *(output.name for output in graph.output)) if name not in own)
     return names

@@ -12,37 +12,32 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from passes.interface import inputs_of
 from passes.records import Array
 from passes.runtime import ORT_ERRORS
+from passes.synthetic import sizes
 
 Shape = tuple[int, ...]
 LARGE_ELEMENTS = 4096
 """Initializers above this are replaced by their type for inference: their values are no shapes."""
 
-DEFAULT_IMAGE = 224
-DEFAULT_LENGTH = 16
-
 
 def input_shapes(model: onnx.ModelProto, batch: int) -> dict[str, Shape]:
-    """Shape of every true graph input: axis 0 is the batch where it is dynamic, other dynamic axes get defaults.
+    """Shape of every input that a caller feeds: `batch` where the first axis is open, and what synthetic inputs have.
 
-    Equal symbolic names get equal sizes; image-like axes of rank-4 inputs get 224, others 16.
+    Inputs of unknown rank are left out.
     """
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    names: dict[str, int] = {}
+    slots = tuple(slot for slot in inputs_of(model) if slot.shape is not None and slot.dtype is not None)
+    rest = sizes(slots)
+    counting = {slot.shape[0] for slot in slots if slot.shape and isinstance(slot.shape[0], str)}
     result: dict[str, Shape] = {}
-    for value in model.graph.input:
-        if value.name in initializers or not value.type.HasField("tensor_type"):
+    for slot in slots:
+        if not slot.shape:
+            result[slot.name] = ()
             continue
-        dims = value.type.tensor_type.shape.dim
-        shape: list[int] = []
-        for axis, dim in enumerate(dims):
-            if dim.HasField("dim_value") and dim.dim_value > 0:
-                shape.append(dim.dim_value)
-                continue
-            guess = batch if axis == 0 else DEFAULT_IMAGE if len(dims) == 4 and axis >= 2 else DEFAULT_LENGTH
-            shape.append(names.setdefault(dim.dim_param, guess) if dim.dim_param else guess)
-        result[value.name] = tuple(shape)
+        first = slot.shape[0] if isinstance(slot.shape[0], int) else batch
+        others = zip(slot.shape[1:], rest[slot.name], strict=True)
+        result[slot.name] = (first, *(batch if dim in counting else length for dim, length in others))
     return result
 
 
@@ -55,9 +50,7 @@ def infer(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> dict[str, Shap
         shape = _static(value)
         if shape is not None:
             shapes.setdefault(value.name, shape)
-    missing = [
-        name for node in model.graph.node for name in node.output if name and name not in shapes
-    ]
+    missing = [name for node in model.graph.node for name in node.output if name and name not in shapes]
     if missing:
         shapes.update(_run(model, inputs, missing))
     return shapes

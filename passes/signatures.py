@@ -3,7 +3,7 @@
 `SIGNATURES` reads like documentation. A pattern names every axis: equal names are one axis, `g*i` is a flattened
 product, `*s` any number of axes, `b?` an optional input. A name in two inputs but no output is summed over
 (*consumes*), one in a weight and the output is *produced*, one in all three is *carried*. What a pattern
-cannot say (broadcasting, Reshape, Concat ...) is a rule of `passes.rules`. A new operator kind is one entry.
+cannot say (broadcasting, Reshape, Concat ...) is a rule of `rules_layout` or `rules_values`. A new kind is one entry.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from passes import rules
+from passes import rules_layout as layout
+from passes import rules_values as values
 from passes.axes import Product, Term, size
-from passes.rules import Terms, View
+from passes.view import Outputs, Terms, View
 
-Rule = Callable[[View], tuple[Terms | None, ...]]
+Rule = Callable[[View], Outputs]
 POSITIONS = "it counts positions, not units"
 _TENSOR = re.compile(r"(\w+)(\??)\[([^\]]*)\]")
 
@@ -30,7 +31,8 @@ class Signature:
         rule: Used instead of a pattern.
         sizes: Lengths of names that an attribute fixes, from the node.
         freeze: Names that cannot be cut, with the reason.
-        attributes: Attributes to rewrite after a cut: attribute -> name whose length it holds.
+        attributes: Attributes to rewrite after a cut: attribute -> name (or product) whose length it holds.
+        roles: Roles that differ from what the names say: "tensor.axis" -> role.
     """
 
     pattern: str = ""
@@ -38,10 +40,15 @@ class Signature:
     sizes: Callable[[View], Mapping[str, int]] = field(default=lambda view: {})
     freeze: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
 
-    def outputs(self, view: View) -> tuple[Terms | None, ...]:
+    def outputs(self, view: View) -> Outputs:
         """State the equations of one node; gives the terms of its outputs."""
         return self.rule(view) if self.rule is not None else _match(self, view)
+
+
+class _Misfit(Exception):  # noqa: N818 - caught here; it never leaves the file
+    """A pattern does not fit the ranks of a node's tensors."""
 
 
 def _names(axes: str, rank: int) -> list[list[str]]:
@@ -49,7 +56,7 @@ def _names(axes: str, rank: int) -> list[list[str]]:
     items = [item.strip() for item in axes.split(",") if item.strip()]
     spread = rank - sum(not item.startswith("*") for item in items)
     if spread < 0 or (spread and not any(item.startswith("*") for item in items)):
-        raise ValueError(f"the pattern [{axes}] does not fit rank {rank}")
+        raise _Misfit(f"the pattern [{axes}] does not fit rank {rank}")
     result: list[list[str]] = []
     for item in items:
         if item.startswith("*"):
@@ -59,53 +66,67 @@ def _names(axes: str, rank: int) -> list[list[str]]:
     return result
 
 
-def _match(signature: Signature, view: View) -> tuple[Terms | None, ...]:
+def _match(signature: Signature, view: View) -> Outputs:
     left, right = signature.pattern.split("->")
-    tensors: list[tuple[list[list[str]], Terms]] = []
-    roles: list[tuple[int, int, list[str]]] = []
-    for slot, (_, optional, axes) in enumerate(_TENSOR.findall(left)):
-        terms = view.terms(slot)
-        if terms is None:
-            if optional and not view.has(slot):
-                continue
-            return view.opaque(f"{view.op} reads a tensor of unknown shape")
-        names = _names(axes, len(terms))
-        tensors.append((names, terms))
-        if view.is_constant(slot):
-            roles.extend((slot, axis, factors) for axis, factors in enumerate(names))
-    shapes = view.out_shapes
-    outputs = [_names(axes, len(shape)) if shape is not None else None
-               for (_, _, axes), shape in zip(_TENSOR.findall(right), shapes, strict=False)]
-    lengths = _solve(signature, view, tensors, outputs, shapes)
+    tensors: dict[int, tuple[str, list[list[str]], Terms]] = {}
+    try:
+        for slot, (tensor, optional, axes) in enumerate(_TENSOR.findall(left)):
+            terms = view.terms(slot)
+            if terms is not None:
+                tensors[slot] = (tensor, _names(axes, len(terms)), terms)
+            elif not optional or view.has(slot):
+                return view.opaque(f"{view.label} reads a tensor of unknown shape")
+        shapes = view.out_shapes
+        outputs = [
+            _names(axes, len(shape)) if shape is not None else None
+            for (_, _, axes), shape in zip(_TENSOR.findall(right), shapes, strict=False)
+        ]
+    except _Misfit as misfit:
+        return view.opaque(f"{view.label}: {misfit}")
+    lengths = _solve(signature, view, [entry[1:] for entry in tensors.values()], outputs, shapes)
     variables: dict[str, Term] = {name: view.axes.fresh(length) for name, length in lengths.items()}
-    for names, terms in tensors:
+    for _, names, terms in tensors.values():
         for factors, term in zip(names, terms, strict=True):
-            view.axes.unify(Product(tuple(variables[name] for name in factors)), term, view.label)
-    for name, term in variables.items():
-        reason = signature.freeze.get(name.rstrip("0123456789"), signature.freeze.get(name))
-        if reason is not None:
-            view.axes.freeze(term, f"{view.label}: {reason}", positional=reason == POSITIONS)
+            if all(name in variables for name in factors):
+                view.axes.unify(Product(tuple(variables[name] for name in factors)), term, view.label)
+            else:
+                view.axes.freeze(term, f"{view.label}: its parts are not known")
     written = {name for names in outputs if names for factors in names for name in factors}
-    read = {name for slot in range(len(view.node.inputs)) if not view.is_constant(slot)
-            for name in _slot_names(left, slot, view)}
-    for slot, axis, factors in roles:
-        for name in factors:
-            role = "carries" if name in written and name in read else "produces" if name in written else "consumes"
-            view.role(slot, axis, variables[name], role)
-    for attribute, name in signature.attributes.items():
-        view.edit(attribute, None, (variables[name],))
+    _report(signature, view, tensors, variables, written)
     return tuple(
-        None if names is None else tuple(Product(tuple(variables[name] for name in factors)) for factors in names)
+        None
+        if names is None or not all(name in variables for factors in names for name in factors)
+        else tuple(Product(tuple(variables[name] for name in factors)) for factors in names)
         for names in outputs
     )
 
 
-def _slot_names(left: str, slot: int, view: View) -> set[str]:
-    found = _TENSOR.findall(left)
-    terms = view.terms(slot)
-    if slot >= len(found) or terms is None:
-        return set()
-    return {name for factors in _names(found[slot][2], len(terms)) for name in factors}
+def _report(
+    signature: Signature,
+    view: View,
+    tensors: Mapping[int, tuple[str, list[list[str]], Terms]],
+    variables: Mapping[str, Term],
+    written: set[str],
+) -> None:
+    """Roles of the weights' axes, what cannot be cut, and attributes that hold a size."""
+    read = {name for slot, (_, names, _) in tensors.items() if not view.is_constant(slot) for f in names for name in f}
+    weighted: set[str] = set()
+    for slot, (tensor, axes, _) in tensors.items():
+        for axis, factors in enumerate(axes if view.is_constant(slot) else ()):
+            for name in factors:
+                weighted.add(name)
+                role = "carries" if name in written & read else "produces" if name in written else "consumes"
+                role = signature.roles.get(f"{tensor}.{axis}", role)
+                if name in variables:
+                    view.role(slot, axis, variables[name], role)
+    for name, term in variables.items():
+        reason = signature.freeze.get(name.rstrip("0123456789"), signature.freeze.get(name))
+        if reason is not None:
+            view.axes.freeze(term, f"{view.label}: {reason}", positional=reason == POSITIONS)
+        elif name in read and name not in written and name not in weighted:
+            view.axes.freeze(term, f"{view.label} sums over it and has no constant weights")
+    for attribute, names in signature.attributes.items():
+        view.edit(attribute, None, (Product(tuple(variables[name] for name in names.split("*"))),))
 
 
 def _solve(
@@ -135,7 +156,7 @@ def _solve(
 
 
 def _groups(view: View) -> Mapping[str, int]:
-    return {"g": int(view.attribute("group", 1))}
+    return {"g": view.integer("group", 1)}
 
 
 _CONV = Signature(
@@ -144,7 +165,35 @@ _CONV = Signature(
     attributes={"group": "g"},
     freeze=dict.fromkeys("stkn", POSITIONS),
 )
-_POOL = Signature(pattern="x[n, c, *s] -> y[n, c, *t] indices?[n, c, *t]", freeze=dict.fromkeys("st", POSITIONS))
+_POOL = Signature(pattern="x[n, c, *s] -> y[n, c, *t]", freeze=dict.fromkeys("st", POSITIONS))
+
+
+def _max_pool(view: View) -> Outputs:
+    """Indices count through the channels: where they are asked for, no channel can go."""
+    if len(view.node.outputs) > 1 and view.node.outputs[1].name:
+        return view.opaque(f"{view.label} numbers its entries")
+    return _POOL.outputs(view)
+
+
+def _recurrent(gates: int) -> Rule:
+    """LSTM, GRU and RNN: a hidden unit is a row of every gate and a column of the recurrence."""
+    sequences, steps = "x[t, n, i]", "h0?[d, n, h] c0?[d, n, h] p?[d, u*h] -> y[t, d, n, h] yh[d, n, h] yc[d, n, h]"
+    signature = Signature(
+        pattern=f"{sequences} w[d, q*h, i] r[d, q*h, h] b?[d, e*q*h] lengths?[n] {steps}",
+        sizes=lambda view: {"q": gates, "e": 2, "u": 3, "h": view.integer("hidden_size", 1)},
+        attributes={"hidden_size": "h"},
+        freeze={"t": POSITIONS, "n": POSITIONS} | dict.fromkeys(("d", "q", "e", "u"), "it numbers gates or directions"),
+        roles={"w.1": "produces", "r.1": "produces", "r.2": "consumes", "h0.2": "carries", "c0.2": "carries"},
+    )
+
+    def rule(view: View) -> Outputs:
+        if view.integer("layout", 0) or (view.has(6) and gates != 4):
+            return view.opaque(f"{view.label} keeps the batch first")
+        return signature.outputs(view)
+
+    return rule
+
+
 _CHANNELWISE = "x[n, c, *s] scale[c] b[c] mean[c] var[c] -> y[n, c, *s]"
 
 SIGNATURES: Mapping[str, Signature] = {
@@ -155,52 +204,78 @@ SIGNATURES: Mapping[str, Signature] = {
         attributes={"group": "g"},
         freeze=dict.fromkeys("stkn", POSITIONS),
     ),
-    "Gemm": Signature(rule=rules.gemm),
-    "MatMul": Signature(rule=rules.matmul),
+    "Gemm": Signature(rule=values.gemm),
+    "MatMul": Signature(rule=values.matmul),
     "BatchNormalization": Signature(pattern=_CHANNELWISE),
     "InstanceNormalization": Signature(pattern="x[n, c, *s] scale[c] b[c] -> y[n, c, *s]"),
-    "LayerNormalization": Signature(rule=rules.layer_normalization),
-    "RMSNormalization": Signature(rule=rules.layer_normalization),
-    "GroupNormalization": Signature(rule=rules.group_normalization),
+    "LayerNormalization": Signature(rule=values.layer_normalization),
+    "RMSNormalization": Signature(rule=values.layer_normalization),
+    "GroupNormalization": Signature(rule=values.group_normalization),
     "LRN": Signature(pattern="x[n, c, *s] -> y[n, c, *s]", freeze={"c": "the normalisation mixes neighbouring units"}),
     "GlobalAveragePool": _POOL,
     "GlobalMaxPool": _POOL,
     "AveragePool": _POOL,
-    "MaxPool": _POOL,
+    "MaxPool": Signature(rule=_max_pool),
     "LpPool": _POOL,
-    "Reshape": Signature(rule=rules.reshape),
-    "Flatten": Signature(rule=rules.regroup),
-    "Squeeze": Signature(rule=rules.regroup),
-    "Unsqueeze": Signature(rule=rules.regroup),
-    "Transpose": Signature(rule=rules.transpose),
-    "Concat": Signature(rule=rules.concat),
-    "Split": Signature(rule=rules.split),
-    "Slice": Signature(rule=rules.slice_),
-    "Gather": Signature(rule=rules.gather),
-    "Pad": Signature(rule=rules.pad),
-    "Expand": Signature(rule=rules.expand),
-    "Resize": Signature(rule=rules.resize),
-    "Upsample": Signature(rule=rules.resize),
-    "DepthToSpace": Signature(rule=rules.depth_to_space),
-    "Shape": Signature(rule=rules.measure),
-    "Size": Signature(rule=rules.measure),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"), Signature(rule=rules.along_axis)),
-    **dict.fromkeys(("CumSum",), Signature(rule=rules.cumsum)),
+    "LSTM": Signature(rule=_recurrent(4)),
+    "GRU": Signature(rule=_recurrent(3)),
+    "RNN": Signature(rule=_recurrent(1)),
+    "Reshape": Signature(rule=layout.reshape),
+    "Flatten": Signature(rule=layout.regroup),
+    "Squeeze": Signature(rule=layout.regroup),
+    "Unsqueeze": Signature(rule=layout.regroup),
+    "Transpose": Signature(rule=layout.transpose),
+    "Concat": Signature(rule=layout.concat),
+    "Split": Signature(rule=layout.split),
+    "Slice": Signature(rule=layout.slice_),
+    "Gather": Signature(rule=layout.gather),
+    "Pad": Signature(rule=layout.pad),
+    "Expand": Signature(rule=layout.expand),
+    "Resize": Signature(rule=layout.resize),
+    "Upsample": Signature(rule=layout.resize),
+    "DepthToSpace": Signature(rule=layout.depth_to_space),
+    "SpaceToDepth": Signature(rule=layout.depth_to_space),
+    "GatherElements": Signature(rule=layout.gather_elements),
+    "TopK": Signature(rule=layout.top_k),
+    "Tile": Signature(rule=layout.tile),
+    "QuantizeLinear": Signature(rule=layout.quantise),
+    "DequantizeLinear": Signature(rule=layout.quantise),
+    "Einsum": Signature(rule=values.einsum),
+    "Shape": Signature(rule=layout.measure),
+    "Size": Signature(rule=layout.measure),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"), Signature(rule=values.along_axis)),
+    **dict.fromkeys(("CumSum",), Signature(rule=values.cumsum)),
     **dict.fromkeys(
         ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum",
          "ReduceLogSumExp", "ReduceSumSquare", "ArgMax", "ArgMin"),
-        Signature(rule=rules.reduce),
+        Signature(rule=values.reduce),
     ),
     **dict.fromkeys(
         ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Where", "Equal", "Greater",
          "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Mod", "Clip", "BitShift"),
-        Signature(rule=rules.broadcast),
+        Signature(rule=values.broadcast),
     ),
     **dict.fromkeys(
         ("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Gelu", "Mish", "Swish", "HardSigmoid",
          "HardSwish", "Sigmoid", "Softplus", "Softsign", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Abs",
          "Neg", "Sign", "Floor", "Ceil", "Round", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh",
-         "Asinh", "Acosh", "Atanh", "Not", "IsNaN", "IsInf", "Identity", "Dropout", "Cast", "Shrink"),
-        Signature(rule=rules.elementwise),
+         "Asinh", "Acosh", "Atanh", "Not", "BitwiseNot", "IsNaN", "IsInf", "Identity", "Dropout", "Cast", "Shrink"),
+        Signature(rule=values.elementwise),
+    ),
+    "com.microsoft.FusedConv": _CONV,
+    "com.microsoft.FusedGemm": Signature(rule=values.gemm),
+    **dict.fromkeys(
+        ("com.microsoft.Gelu", "com.microsoft.QuickGelu"),
+        Signature(rule=values.elementwise),
+    ),
+    **dict.fromkeys(("com.microsoft.BiasGelu", "com.microsoft.FastGelu"), Signature(rule=values.broadcast)),
+    **dict.fromkeys(
+        ("com.microsoft.QuantizeLinear", "com.microsoft.DequantizeLinear"),
+        Signature(rule=layout.quantise),
+    ),
+    **dict.fromkeys(
+        ("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization",
+         "SimplifiedLayerNormalization"),
+        Signature(rule=values.layer_normalization),
     ),
 }  # fmt: skip

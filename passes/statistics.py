@@ -72,10 +72,13 @@ def collect(
     session = runtime.session(model, threads=threads, extra_outputs=[name for name in names if name not in inputs])
     sums = {(tap.tensor, tap.axis): _Sum() for tap in taps}
     spread = {name: _Spread() for name in scales}
+    for tap in taps:
+        if tap.tensor in inputs:
+            sums[tap.tensor, tap.axis].add(observations(feeds[tap.tensor], tap.axis, tap.units))
     for values in runtime.run_batches(session, feeds, batch):
         for tap in taps:
-            value = values[tap.tensor] if tap.tensor in values else feeds[tap.tensor]
-            sums[tap.tensor, tap.axis].add(observations(value, tap.axis, tap.units))
+            if tap.tensor not in inputs:
+                sums[tap.tensor, tap.axis].add(observations(values[tap.tensor], tap.axis, tap.units))
         for name, axis in scales.items():
             spread[name].add(values[name], axis)
     return {key: total.moments() for key, total in sums.items()}, {n: s.variance() for n, s in spread.items()}

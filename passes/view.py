@@ -6,6 +6,7 @@ hold a size and must follow a cut) and requirements (sizes that must stay equal)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from passes.records import Array, Json
 
 Terms = tuple[Term, ...]
 Shape = tuple[int, ...]
+Outputs = tuple[Terms | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +46,27 @@ class Element:
         value: When it is a constant.
         origin: Where that constant stands: node, input slot, position.
         axis: When it is the size of an axis, read at run time: follows a cut by itself.
-        sources: Axes whose sizes went into an entry that is neither.
+        factors: When it is a product of such entries.
     """
 
     value: int | None = None
     origin: tuple[str, int, int] | None = None
     axis: Term | None = None
-    sources: Terms = ()
+    factors: tuple[Element, ...] = ()
 
     @property
     def read(self) -> Terms:
         """Axes that the entry depends on."""
-        return self.sources if self.axis is None else (self.axis, *self.sources)
+        inner = tuple(term for factor in self.factors for term in factor.read)
+        return inner if self.axis is None else (self.axis, *inner)
+
+    @property
+    def number(self) -> int | None:
+        """Its value, at the probe's batch where it is read at run time; None when it is not known."""
+        if self.factors:
+            numbers = [factor.number for factor in self.factors]
+            return None if None in numbers else math.prod(number for number in numbers if number is not None)
+        return self.value if self.axis is None else size(self.axis)
 
 
 @dataclass(slots=True)
@@ -76,6 +87,7 @@ class View:
         node: gs.Node,
         axes: Axes,
         tensors: Mapping[str, Terms],
+        uses: Mapping[int, Terms],
         constants: Mapping[str, Array],
         shapes: Mapping[str, Shape],
         findings: Findings,
@@ -85,6 +97,7 @@ class View:
         self.axes = axes
         self.opset = opset
         self._tensors = tensors
+        self._uses = uses
         self._constants = constants
         self._shapes = shapes
         self._findings = findings
@@ -114,14 +127,16 @@ class View:
 
     def terms(self, slot: int) -> Terms | None:
         """Axis terms of an input; None when it is absent or of unknown shape."""
+        if slot in self._uses:
+            return self._uses[slot]
         return self._tensors.get(self.node.inputs[slot].name) if self.has(slot) else None
 
     def is_constant(self, slot: int) -> bool:
         """Whether the input is an initializer or the output of a Constant node."""
-        return self.has(slot) and self.node.inputs[slot].name in self._constants
+        return slot in self._uses
 
     def constant(self, slot: int) -> Array | None:
-        """Value of a constant input."""
+        """Value of a small constant input; large ones are weights, and never read here."""
         return self._constants.get(self.node.inputs[slot].name) if self.has(slot) else None
 
     def integers(self, slot: int) -> tuple[int, ...] | None:
@@ -178,32 +193,43 @@ class View:
             if element.value > 0:
                 node, slot, position = element.origin
                 self._findings.edits.append(Edit(node=node, slot=slot, position=position, terms=(term,)))
+        elif element.factors and element.number == size(term):
+            self._follow_product(element.factors, term)
         else:
-            for axis in (term, *element.sources):
+            for axis in (term, *element.read):
                 self.axes.freeze(axis, f"{self.label}: its size is computed at run time")
+
+    def _follow_product(self, factors: tuple[Element, ...], term: Term) -> None:
+        """Factors commute, the axes that they count do not: take the order in which the axis was flattened."""
+        resolved = self.axes.resolve(term)
+        outer = size(resolved.factors[0]) if isinstance(resolved, Product) and resolved.factors else None
+        if factors[0].number != outer and factors[-1].number == outer:
+            factors = factors[::-1]
+        lengths = [factor.number or 1 for factor in factors]
+        for factor, part in zip(factors, self.axes.regroup((term,), lengths, self.label), strict=True):
+            self.follow(factor, part)
 
     def fresh(self, index: int = 0) -> Terms | None:
         """New axes for an output."""
         shape = self.out_shapes[index] if index < len(self.out_shapes) else None
         return None if shape is None else tuple(self.axes.fresh(length) for length in shape)
 
-    def opaque(self, reason: str) -> tuple[Terms | None, ...]:
+    def opaque(self, reason: str) -> Outputs:
         """Freeze every input and give frozen outputs: nothing is known about this node."""
         for slot in range(len(self.node.inputs)):
             for term in self.terms(slot) or ():
                 self.axes.freeze(term, reason)
-        outputs = tuple(self.fresh(index) for index in range(len(self.node.outputs)))
-        for terms in outputs:
-            for term in terms or ():
-                self.axes.freeze(term, reason)
-        return outputs
+        return tuple(self.frozen(index, reason) for index in range(len(self.node.outputs)))
 
+    def frozen(self, index: int, reason: str) -> Terms | None:
+        """New axes for an output that cannot be cut."""
+        terms = self.fresh(index)
+        for term in terms or ():
+            self.axes.freeze(term, reason)
+        return terms
 
-def flat(terms: Terms) -> Term:
-    """The axes seen as one, row-major."""
-    return Product(terms)
-
-
-def length(term: Term) -> int:
-    """Size of a term; shorthand for rules."""
-    return size(term)
+    def frozen_axis(self, length: int, reason: str) -> Term:
+        """One new axis that cannot be cut."""
+        term = self.axes.fresh(length)
+        self.axes.freeze(term, reason)
+        return term

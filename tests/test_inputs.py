@@ -401,7 +401,7 @@ def test_split_depends_on_the_seed_and_fills_the_limits() -> None:
     first, second = inputs.split(data, calibration=30, evaluation=10, seed=0)
     assert (first.samples, second.samples) == (30, 10)
     assert inputs.split(data, calibration=30, evaluation=10, seed=1)[0].digest != first.digest
-    assert [part.samples for part in inputs.split(data, calibration=300, evaluation=100, seed=0)] == [75, 25]
+    assert [part.samples for part in inputs.split(data, calibration=300, evaluation=100, seed=0)] == [50, 50]
 
 
 def test_one_sample_cannot_be_split() -> None:

@@ -7,17 +7,22 @@ everything else that runs along the group loses the other indices, and the numbe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.axes import Atom, Index, Product, Term, atoms, kept, size
-from passes.coupling import Coupling
+from passes.coupling import Coupling, constant_of
+from passes.errors import RewriteFailed
+from passes.graphs import set_input
 from passes.kernel import nystrom
 from passes.linear import Linear, UnitAxis, bias_tensor, common_layout, describe, stored_layout, unit_axis
 from passes.records import Array, Floats, Refusal, Step
 from passes.statistics import Moments
+from passes.tracing import is_constant
 
 Fold = Callable[[Linear, UnitAxis, Mapping[int, Index]], tuple[Floats, Floats | None]]
 """Gives A, shape (groups, units per group, kept per group), and what the removed units add on average, (units,)."""
@@ -36,8 +41,8 @@ class ShrinkGroup:
     def apply(self, graph: gs.Graph, coupling: Coupling, keep: Mapping[int, Index], fold: Fold) -> None:
         """Cut the atoms in `keep` to the given units, in place; the graph is a private copy."""
         widths = {key: len(units) for key, units in keep.items()}
-        summed: dict[str, int] = {}
-        readers = _readers(graph)
+        folded: dict[tuple[str, int], int] = {}
+        names = _Names(graph)
         for node in graph.nodes:
             linear = describe(node, coupling)
             if linear is None:
@@ -45,11 +50,30 @@ class ShrinkGroup:
             term = coupling.terms[linear.activation][linear.axis]
             if not any(atom.key in keep for atom in atoms(term)) or linear.groups == size(term):
                 continue
-            _fold_consumer(graph, node, linear, unit_axis(term, coupling.positional), keep, fold, readers)
-            summed[node.inputs[linear.slot].name] = _summed_axis(coupling, node, linear)
-        _cut_constants(graph, coupling, keep, summed)
-        _rewrite_numbers(graph, coupling, widths)
+            _fold_consumer(node, linear, unit_axis(term, coupling.positional), keep, fold, names)
+            folded[node.name, linear.slot] = _summed_axis(coupling, node, linear)
+        _cut_constants(graph, coupling, keep, folded, names)
+        _rewrite_numbers(graph, coupling, widths, names)
         _forget_shapes(graph, coupling, widths)
+
+
+class _Names:
+    """Names that are taken, and how often each tensor is read; kept up to date so that no cut searches the graph."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._taken = set(graph.tensors())
+        for inner in graph.subgraphs(recursive=True):
+            self._taken.update(inner.tensors())
+        self.readers = Counter(tensor.name for node in graph.nodes for tensor in node.inputs)
+        self.readers.update(tensor.name for tensor in graph.outputs)
+
+    def constant(self, wanted: str, values: Array) -> gs.Constant:
+        name, count = wanted, 1
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._taken.add(name)
+        return gs.Constant(name, np.ascontiguousarray(values) if values.ndim else values)
 
 
 def nystrom_fold(moments: Mapping[tuple[str, int], Moments], biased: Callable[[Linear], bool]) -> Fold:
@@ -80,10 +104,11 @@ def assigned_fold(assign: Mapping[int, Floats]) -> Fold:
 
     def fold(linear: Linear, axis: UnitAxis, keep: Mapping[int, Index]) -> tuple[Floats, Floats | None]:
         whole = _expand(axis.units, keep, assign)
-        rows, columns = axis.count // linear.groups, whole.shape[1] // linear.groups
+        rows = axis.count // linear.groups
+        # A column belongs to the group of the unit that stays: a merged group is gone with its own outputs.
+        owner = kept(axis.units, keep) // rows
         blocks = [
-            whole[group * rows : (group + 1) * rows, group * columns : (group + 1) * columns]
-            for group in range(linear.groups)
+            whole[group * rows : (group + 1) * rows, owner == group] for group in range(linear.groups) if group in owner
         ]
         return np.stack(blocks), None
 
@@ -112,33 +137,29 @@ def _expand(term: Term, keep: Mapping[int, Index], assign: Mapping[int, Floats])
 
 
 def _fold_consumer(
-    graph: gs.Graph,
-    node: gs.Node,
-    linear: Linear,
-    axis: UnitAxis,
-    keep: Mapping[int, Index],
-    fold: Fold,
-    readers: Mapping[str, int],
+    node: gs.Node, linear: Linear, axis: UnitAxis, keep: Mapping[int, Index], fold: Fold, names: _Names
 ) -> None:
     matrix, shift = fold(linear, axis, keep)
     stored = node.inputs[linear.slot]
     weight = common_layout(linear, stored.values).astype(np.float64)
     groups, outputs, inputs, taps = weight.shape
     split = weight.reshape(groups, outputs, axis.lead, inputs // (axis.lead * axis.trail), axis.trail, taps)
-    if len(matrix) < groups:
-        split_kept = split[_kept_groups(linear, axis, keep)]
-    else:
-        split_kept = split
-    folded = np.einsum("golutk,gus->golstk", split_kept, matrix, optimize=True)
-    folded = folded.reshape(len(matrix), outputs, -1, taps)
+    live = _kept_groups(linear, axis, keep) if len(matrix) < groups else np.arange(groups)
+    folded = np.einsum("golutk,gus->golstk", split[live], matrix, optimize=True)
+    folded = folded.reshape(len(live), outputs, -1, taps)
+    if len(live) < groups and not linear.flipped:
+        # Outputs first: their axis still has all groups, and is cut with the other constants.
+        whole = np.zeros((groups, *folded.shape[1:]))
+        whole[live] = folded
+        folded = whole
     kernel = tuple(stored.shape[2:])
     new_weight = stored_layout(linear, folded, kernel).astype(stored.dtype)
     bias = bias_tensor(node)
-    _replace(graph, node, linear.slot, new_weight, readers)
+    _replace(node, linear.slot, new_weight, names)
     if shift is not None:
         added = np.einsum("golutk,gu->go", split, shift.reshape(groups, -1)).ravel()
-        before = np.zeros(len(added)) if bias is None else np.broadcast_to(bias.values, added.shape)
-        _replace(graph, node, 2, (before + added).astype(np.float32), readers)
+        before = np.zeros(len(added)) if bias is None else np.broadcast_to(bias.values.ravel(), added.shape)
+        _replace(node, 2, (before + added).astype(np.float32), names)
 
 
 def _kept_groups(linear: Linear, axis: UnitAxis, keep: Mapping[int, Index]) -> Array:
@@ -146,30 +167,13 @@ def _kept_groups(linear: Linear, axis: UnitAxis, keep: Mapping[int, Index]) -> A
     return np.unique(kept(axis.units, keep) // per_group)
 
 
-def _replace(graph: gs.Graph, node: gs.Node, slot: int, values: Array, readers: Mapping[str, int]) -> None:
+def _replace(node: gs.Node, slot: int, values: Array, names: _Names) -> None:
     """Give the node a constant of its own; a tensor that others read keeps its value for them."""
-    if slot < len(node.inputs) and isinstance(node.inputs[slot], gs.Constant) and readers[node.inputs[slot].name] == 1:
-        node.inputs[slot].values = values
+    present = node.inputs[slot] if slot < len(node.inputs) else None
+    if isinstance(present, gs.Constant) and names.readers[present.name] == 1:
+        present.values = values
         return
-    name = f"{node.name}.input{slot}.shrunk"
-    taken = graph.tensors()
-    while name in taken:
-        name += "_"
-    constant = gs.Constant(name, values)
-    if slot < len(node.inputs):
-        node.inputs[slot] = constant
-    else:
-        node.inputs.append(constant)
-
-
-def _readers(graph: gs.Graph) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in graph.nodes:
-        for tensor in node.inputs:
-            counts[tensor.name] = counts.get(tensor.name, 0) + 1
-    for tensor in graph.outputs:
-        counts[tensor.name] = counts.get(tensor.name, 0) + 1
-    return counts
+    set_input(node, slot, names.constant(f"{node.name}.input{slot}.shrunk", values))
 
 
 def _summed_axis(coupling: Coupling, node: gs.Node, linear: Linear) -> int:
@@ -182,58 +186,98 @@ def _summed_axis(coupling: Coupling, node: gs.Node, linear: Linear) -> int:
     return next(axis for axis, _, role in roles if role == "consumes")
 
 
-def _cut_constants(graph: gs.Graph, coupling: Coupling, keep: Mapping[int, Index], summed: Mapping[str, int]) -> None:
-    seen: set[str] = set()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Use:
+    """One reader of a constant that loses indices."""
+
+    node: gs.Node
+    slot: int
+    cuts: tuple[tuple[int, Index], ...]
+
+    @property
+    def key(self) -> tuple[tuple[int, bytes], ...]:
+        """Equal for readers that can go on sharing."""
+        return tuple((axis, index.tobytes()) for axis, index in self.cuts)
+
+
+def _cut_constants(
+    graph: gs.Graph,
+    coupling: Coupling,
+    keep: Mapping[int, Index],
+    folded: Mapping[tuple[str, int], int],
+    names: _Names,
+) -> None:
+    """Take the kept indices of every constant; readers that keep different ones no longer share it."""
+    uses: dict[str, list[_Use]] = {}
     for node in graph.nodes:
         for slot, tensor in enumerate(node.inputs):
-            if not isinstance(tensor, gs.Constant) or tensor.name in seen:
+            if not is_constant(tensor):
                 continue
-            seen.add(tensor.name)
-            terms = coupling.terms.get(tensor.name) or _terms_of_fresh(coupling, node, slot)
-            for axis, term in enumerate(terms):
-                if axis != summed.get(tensor.name) and any(atom.key in keep for atom in atoms(term)):
-                    tensor.values = np.ascontiguousarray(np.take(tensor.values, kept(term, keep), axis=axis))
+            cuts = tuple(
+                (axis, kept(term, keep))
+                for axis, term in enumerate(_terms_of_use(coupling, node, slot))
+                if axis != folded.get((node.name, slot)) and any(atom.key in keep for atom in atoms(term))
+            )
+            if cuts:
+                uses.setdefault(tensor.name, []).append(_Use(node=node, slot=slot, cuts=cuts))
+    for found in uses.values():
+        tensor = found[0].node.inputs[found[0].slot]
+        values = constant_of(tensor)
+        if values is None:
+            raise RewriteFailed(f"expected constant values in {tensor.name!r}, found none that can be read; plan again")
+        total = len(found) if tensor.name not in names.readers else names.readers[tensor.name]
+        if isinstance(tensor, gs.Constant) and len(found) == total and len({use.key for use in found}) == 1:
+            tensor.values = _taken(values, found[0])
+            continue
+        made: dict[tuple[tuple[int, bytes], ...], gs.Constant] = {}
+        for use in found:
+            if use.key not in made:
+                made[use.key] = names.constant(f"{tensor.name}.shrunk", _taken(values, use))
+            use.node.inputs[use.slot] = made[use.key]
 
 
-def _terms_of_fresh(coupling: Coupling, node: gs.Node, slot: int) -> tuple[Term, ...]:
-    """Axes of a constant that folding made: as the roles of its slot say, or the output's channels for a bias."""
-    entries = coupling.roles.get((node.name, slot))
-    if entries:
-        return tuple(term for _, term, _ in sorted(entries, key=lambda entry: entry[0]))
-    if slot == 2 and node.op in ("Conv", "ConvTranspose", "Gemm"):
-        return (coupling.terms[node.outputs[0].name][1],)
-    return ()
+def _taken(values: Array, use: _Use) -> Array:
+    for axis, index in use.cuts:
+        values = np.take(values, index, axis=axis)
+    return np.ascontiguousarray(values)
 
 
-def _rewrite_numbers(graph: gs.Graph, coupling: Coupling, widths: Mapping[int, int]) -> None:
-    changed: dict[tuple[str, int | str], dict[int | None, int]] = {}
-    touched: set[tuple[str, int | str]] = set()
+def _terms_of_use(coupling: Coupling, node: gs.Node, slot: int) -> tuple[Term, ...]:
+    """Axes of the constant that a node reads, those that folding made included."""
+    terms = coupling.uses.get((node.name, slot), ())
+    tensor = node.inputs[slot]
+    if slot == 2 and node.op in ("Conv", "ConvTranspose", "Gemm") and isinstance(tensor, gs.Constant):
+        channels = coupling.terms[node.outputs[0].name][1]
+        # Folding may have made it, or have given a bias of one value a value an output.
+        return (channels,) if tuple(tensor.shape) == (size(channels),) else terms
+    return terms
+
+
+def _rewrite_numbers(graph: gs.Graph, coupling: Coupling, widths: Mapping[int, int], names: _Names) -> None:
+    """Only numbers that a cut changes: others were measured at the probe's batch."""
+    numbers: dict[tuple[str, int | str], dict[int | None, int]] = {}
+    changed: dict[tuple[str, int | str], set[int | None]] = {}
     for edit in coupling.edits:
         value = sum(size(term, widths) for term in edit.terms)
-        changed.setdefault((edit.node, edit.slot), {})[edit.position] = value
+        numbers.setdefault((edit.node, edit.slot), {})[edit.position] = value
         if value != sum(size(term) for term in edit.terms):
-            touched.add((edit.node, edit.slot))
+            changed.setdefault((edit.node, edit.slot), set()).add(edit.position)
     nodes = {node.name: node for node in graph.nodes}
-    for (name, slot), values in changed.items():
-        if (name, slot) not in touched:
-            continue
-        node = nodes[name]
+    for (name, slot), positions in changed.items():
+        node, values = nodes[name], numbers[name, slot]
+        some = {position: values[position] for position in positions}
         if isinstance(slot, str):
-            node.attrs[slot] = _edited(node.attrs.get(slot), values)
+            old = node.attrs.get(slot)
+            node.attrs[slot] = _edited(old, values if old is None else some)
             continue
-        if slot < len(node.inputs) and isinstance(node.inputs[slot], gs.Constant):
-            old = node.inputs[slot].values
-            flat = np.array(_edited(list(np.ravel(old)), values), dtype=old.dtype)
-            constant = gs.Constant(f"{name}.input{slot}.resized", flat.reshape(old.shape))
-            node.inputs[slot] = constant
+        stored = constant_of(node.inputs[slot]) if slot < len(node.inputs) else None
+        if stored is not None:
+            flat = np.array(_edited(stored.ravel().tolist(), some), dtype=stored.dtype).reshape(stored.shape)
         else:
-            flat = np.array(_edited(None, values), dtype=np.int64)
+            # A Split into equal parts: from now on it says how long each part is.
             node.attrs.pop("num_outputs", None)
-            constant = gs.Constant(f"{name}.input{slot}.resized", flat)
-            if slot < len(node.inputs):
-                node.inputs[slot] = constant
-            else:
-                node.inputs.append(constant)
+            flat = np.array(_edited(None, values), dtype=np.int64)
+        set_input(node, slot, names.constant(f"{name}.input{slot}.resized", flat))
 
 
 def _edited(old: list[int] | int | None, values: Mapping[int | None, int]) -> list[int] | int:

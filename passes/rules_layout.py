@@ -1,182 +1,13 @@
-"""Signatures that a pattern cannot say: broadcasting, regrouping, concatenation, cuts, reductions.
+"""Signatures of operators that move or choose elements: reshaping, concatenation, cuts, selection, resampling.
 
-A rule reads a `View`, states equations on its axes and gives the terms of the node's outputs.
+A rule reads a `View`, states equations on its axes and gives the terms of the node's outputs. Numbers in the graph
+that hold a size are reported as edits.
 """
 
 from __future__ import annotations
 
 from passes.axes import ONE, Product, Sum, Term, size
-from passes.view import Element, Shape, Terms, View
-
-Outputs = tuple[Terms | None, ...]
-
-
-def elementwise(view: View) -> Outputs:
-    """Every axis of the output is that of the input."""
-    elements = view.elements(0)
-    if elements is not None and view.op in ("Cast", "Identity"):
-        view.set_elements(elements)
-    return tuple(view.terms(0) for _ in view.node.outputs)
-
-
-def broadcast(view: View) -> Outputs:
-    """Right-aligned axes are one axis, except where a size of 1 is stretched."""
-    shape = view.out_shapes[0]
-    slots = [slot for slot in range(len(view.node.inputs)) if view.has(slot)]
-    operands = [view.terms(slot) for slot in slots]
-    if shape is None or any(terms is None for terms in operands):
-        return view.opaque(f"{view.label} has an operand of unknown shape")
-    result: list[Term] = []
-    for axis, length in enumerate(shape):
-        term: Term | None = None
-        for slot, terms in zip(slots, operands, strict=True):
-            position = axis - len(shape) + len(terms or ())
-            if terms is None or position < 0 or size(terms[position]) != length:
-                continue
-            if term is None:
-                term = terms[position]
-            else:
-                view.axes.unify(term, terms[position], view.label)
-            if view.is_constant(slot):
-                view.role(slot, position, terms[position], "carries")
-        result.append(ONE if length == 1 else view.axes.fresh(length) if term is None else term)
-    return (tuple(result),)
-
-
-def gemm(view: View) -> Outputs:
-    """a[m, k] w[k, n] (either transposed) c broadcast to y[m, n]."""
-    left, right, shape = view.terms(0), view.terms(1), view.out_shapes[0]
-    if left is None or right is None or shape is None:
-        return view.opaque(f"{view.label} has an operand of unknown shape")
-    flip_left, flip_right = view.integer("transA", 0), view.integer("transB", 0)
-    m, k = (left[1], left[0]) if flip_left else (left[0], left[1])
-    inner, n = (right[1], right[0]) if flip_right else (right[0], right[1])
-    view.axes.unify(k, inner, view.label)
-    for slot, summed, outer in ((0, 0 if flip_left else 1, m), (1, 1 if flip_right else 0, n)):
-        if view.is_constant(slot):
-            view.role(slot, summed, k, "consumes")
-            view.role(slot, 1 - summed, outer, "produces")
-    bias = view.terms(2)
-    if bias is not None:
-        for term, outer in zip(reversed(bias), (n, m), strict=False):
-            if size(term) == size(outer):
-                view.axes.unify(term, outer, view.label)
-        if view.is_constant(2):
-            for axis, term in enumerate(bias):
-                view.role(2, axis, term, "carries")
-    return ((m, n),)
-
-
-def matmul(view: View) -> Outputs:
-    """a[*b, m, k] w[*b, k, n] -> y[*b, m, n], the leading axes broadcast; a vector has no m or no n."""
-    left, right, shape = view.terms(0), view.terms(1), view.out_shapes[0]
-    if left is None or right is None or shape is None or not left or not right:
-        return view.opaque(f"{view.label} has an operand of unknown shape")
-    summed_left, summed_right = len(left) - 1, max(len(right) - 2, 0)
-    view.axes.unify(left[summed_left], right[summed_right], view.label)
-    m = left[-2:-1]
-    n = right[-1:] if len(right) > 1 else ()
-    for slot, terms, summed in ((0, left, summed_left), (1, right, summed_right)):
-        if view.is_constant(slot):
-            for axis, term in enumerate(terms):
-                outer = "produces" if axis >= len(terms) - 2 else "carries"
-                view.role(slot, axis, term, "consumes" if axis == summed else outer)
-    batches = [terms[:-2] for terms in (left, right) if len(terms) > 2]
-    lead = shape[: len(shape) - len(m) - len(n)]
-    result: list[Term] = []
-    for axis, length in enumerate(lead):
-        found: Term | None = None
-        for terms in batches:
-            position = axis - len(lead) + len(terms)
-            if position >= 0 and size(terms[position]) == length:
-                if found is None:
-                    found = terms[position]
-                else:
-                    view.axes.unify(found, terms[position], view.label)
-        result.append(ONE if length == 1 or found is None else found)
-    return ((*result, *m, *n),)
-
-
-def layer_normalization(view: View) -> Outputs:
-    """The mean and the variance run over the trailing axes: none of them can lose a unit and stay exact."""
-    terms = view.terms(0)
-    if terms is None:
-        return view.opaque(f"{view.label} reads a tensor of unknown shape")
-    first = view.integer("axis", -1) % len(terms)
-    for term in terms[first:]:
-        view.axes.freeze(term, f"{view.label} normalises over it")
-    for slot in (1, 2):
-        for term, axis in zip(reversed(view.terms(slot) or ()), reversed(terms), strict=False):
-            if size(term) == size(axis):
-                view.axes.unify(term, axis, view.label)
-    others = tuple(view.fresh(index) for index in range(1, len(view.node.outputs)))
-    for outputs in others:
-        for term in outputs or ():
-            view.axes.freeze(term, f"{view.label} normalises over it")
-    return (terms, *others)
-
-
-def group_normalization(view: View) -> Outputs:
-    """x[n, g*i, *s]: whole groups can go; within a group the mean runs over the units."""
-    terms = view.terms(0)
-    if terms is None:
-        return view.opaque(f"{view.label} reads a tensor of unknown shape")
-    count = view.integer("num_groups", 1)
-    groups, inner = view.axes.fresh(count), view.axes.fresh(size(terms[1]) // count)
-    view.axes.unify(Product((groups, inner)), terms[1], view.label)
-    view.axes.freeze(inner, f"{view.label} normalises over it")
-    view.edit("num_groups", None, (groups,))
-    for slot in (1, 2):
-        for term in view.terms(slot) or ():
-            view.axes.unify(term, groups if size(term) == count else terms[1], view.label)
-            view.role(slot, 0, term, "carries")
-    return (terms,)
-
-
-def along_axis(view: View) -> Outputs:
-    """Softmax and its kin: every entry along the axis depends on all others."""
-    terms = view.terms(0)
-    if terms is None:
-        return view.opaque(f"{view.label} reads a tensor of unknown shape")
-    flattened = view.opset < 13 and view.op != "LpNormalization"
-    axis = view.integer("axis", 1 if flattened else -1) % len(terms)
-    for term in terms[axis:] if flattened else terms[axis : axis + 1]:
-        view.axes.freeze(term, f"{view.label} normalises over it")
-    return (terms,)
-
-
-def cumsum(view: View) -> Outputs:
-    """Running sums along a constant axis."""
-    terms, axis = view.terms(0), view.integers(1)
-    if terms is None or not axis:
-        return view.opaque(f"{view.label} sums along an axis that is not constant")
-    view.axes.freeze(terms[axis[0]], f"{view.label} sums along it")
-    return (terms,)
-
-
-def reduce(view: View) -> Outputs:
-    """The reduced axes end here; what they count cannot change."""
-    terms, shape = view.terms(0), view.out_shapes[0]
-    axes = _reduced_axes(view, len(terms)) if terms is not None else None
-    if terms is None or axes is None or shape is None:
-        return view.opaque(f"{view.label} reduces axes that are not constant")
-    for axis in axes:
-        view.axes.freeze(terms[axis], f"{view.label} reduces it")
-    keep = view.integer("keepdims", 1)
-    return (tuple(ONE if axis in axes else term for axis, term in enumerate(terms) if keep or axis not in axes),)
-
-
-def _reduced_axes(view: View, rank: int) -> tuple[int, ...] | None:
-    if view.op in ("ArgMax", "ArgMin"):
-        return (view.integer("axis", 0) % rank,)
-    given = view.node.attrs.get("axes")
-    if given is None and view.has(1):
-        given = view.integers(1)
-        if given is None:
-            return None
-    if not given:
-        return () if view.integer("noop_with_empty_axes", 0) else tuple(range(rank))
-    return tuple(int(axis) % rank for axis in given)
+from passes.view import Element, Outputs, Shape, Terms, View
 
 
 def reshape(view: View) -> Outputs:
@@ -184,6 +15,8 @@ def reshape(view: View) -> Outputs:
     terms, shape = view.terms(0), view.out_shapes[0]
     if terms is None or shape is None:
         return view.opaque(f"{view.label} has a shape that is not known")
+    if 0 in shape:
+        return view.opaque(f"{view.label} reshapes an empty tensor")
     result = view.axes.regroup(terms, shape, view.label)
     given = view.node.attrs.get("shape")
     if given is not None:
@@ -209,9 +42,14 @@ def regroup(view: View) -> Outputs:
     terms, shape = view.terms(0), view.out_shapes[0]
     if terms is None or shape is None:
         return view.opaque(f"{view.label} has a shape that is not known")
+    if 0 in shape:
+        return view.opaque(f"{view.label} reshapes an empty tensor")
     elements = view.elements(0)
     if elements is not None and len(shape) <= 1:
         view.set_elements(elements)
+    if view.op == "Squeeze" and "axes" not in view.node.attrs and not view.has(1):
+        for term in terms:
+            view.axes.freeze(term, f"{view.label} drops every axis that happens to have one entry")
     return (view.axes.regroup(terms, shape, view.label),)
 
 
@@ -283,16 +121,20 @@ def slice_(view: View) -> Outputs:
     for position, (start, end, axis) in enumerate(zip(starts, ends, axes, strict=True)):
         step = steps[position] if steps else 1
         total = size(terms[axis])
-        if step != 1:
-            view.axes.freeze(terms[axis], f"{view.label} takes every {step}th entry")
-            result[axis] = view.axes.fresh(shape[axis])
-            view.axes.freeze(result[axis], f"{view.label} takes every {step}th entry")
+        if step < 0:
+            view.axes.freeze(terms[axis], f"{view.label} reverses it")
             continue
         first, last = (min(max(v + total if v < 0 else v, 0), total) for v in (start, end))
+        if step != 1:
+            result[axis] = _every(view, terms[axis], shape[axis], step, aligned=first < step and last == total)
+            if end < 2**31 - 1 and result[axis] != ONE:
+                view.edit("ends" if by_attribute else 2, position, (terms[axis],))
+            continue
         if first == 0 and last == total:
             continue
         if last <= first:
-            return view.opaque(f"{view.label} takes nothing")
+            result[axis] = view.frozen_axis(0, f"{view.label} takes nothing")
+            continue
         head, middle, _ = view.axes.split(terms[axis], (first, last - first, total - last), view.label)
         result[axis] = middle
         if first:
@@ -304,6 +146,17 @@ def slice_(view: View) -> Outputs:
         step = steps[0] if steps else 1
         view.set_elements(elements[starts[0] : min(ends[0], 2**31) : step])
     return (tuple(result),)
+
+
+def _every(view: View, term: Term, length: int, step: int, *, aligned: bool) -> Term:
+    """Every step-th entry: the axis is rows of `step` entries, of which one stays."""
+    why = f"{view.label} takes every {step}th entry"
+    if not aligned or size(term) % step:
+        view.axes.freeze(term, why)
+        return view.frozen_axis(length, why)
+    rows, entries = view.axes.regroup((term,), (size(term) // step, step), view.label)
+    view.axes.freeze(entries, why)
+    return rows
 
 
 def _unknown_slice(view: View, terms: Terms, shape: Shape, axes: tuple[int, ...] | None) -> Outputs:
@@ -329,33 +182,96 @@ def gather(view: View) -> Outputs:
     view.axes.freeze(data[axis], f"{view.label} selects from it by number")
     if view.is_constant(0):
         for position, term in enumerate(data):
-            view.role(0, position, term, "produces")
+            view.role(0, position, term, "consumes" if position == axis else "produces")
     return ((*data[:axis], *index, *data[axis + 1 :]),)
 
 
+def gather_elements(view: View) -> Outputs:
+    """One index for every element: the axes that are not indexed are those of the indices."""
+    data, index = view.terms(0), view.terms(1)
+    if data is None or index is None:
+        return view.opaque(f"{view.label} reads a tensor of unknown shape")
+    axis = view.integer("axis", 0) % len(data)
+    view.axes.freeze(data[axis], f"{view.label} selects from it by number")
+    for position, (term, other) in enumerate(zip(data, index, strict=True)):
+        if position == axis:
+            continue
+        if size(term) == size(other):
+            view.axes.unify(term, other, view.label)
+        else:
+            view.axes.freeze(term, f"{view.label} reads only a part of it")
+            view.axes.freeze(other, f"{view.label} reads only a part of it")
+    return (index,)
+
+
+def top_k(view: View) -> Outputs:
+    """The largest entries along one axis; the others pass."""
+    terms, shape = view.terms(0), view.out_shapes[0]
+    if terms is None or shape is None:
+        return view.opaque(f"{view.label} reads a tensor of unknown shape")
+    axis = view.integer("axis", -1) % len(terms)
+    view.axes.freeze(terms[axis], f"{view.label} selects from it by value")
+    chosen = view.frozen_axis(shape[axis], f"{view.label} selects from it by value")
+    result = (*terms[:axis], chosen, *terms[axis + 1 :])
+    return (result, result)
+
+
+def tile(view: View) -> Outputs:
+    """A repeated axis is a number of copies times the axis."""
+    terms, repeats = view.terms(0), view.integers(1)
+    if terms is None or repeats is None or len(repeats) != len(terms) or min(repeats) < 1:
+        return view.opaque(f"{view.label} repeats by numbers that are not constant")
+    result: list[Term] = []
+    for position, (term, count) in enumerate(zip(terms, repeats, strict=True)):
+        copies = view.axes.fresh(count)
+        if count > 1:
+            view.edit(1, position, (copies,))
+        result.append(Product((copies, term)))
+    return (tuple(result),)
+
+
+def quantise(view: View) -> Outputs:
+    """One scale for all passes every axis; one for each entry of an axis is carried along that axis."""
+    terms, scale = view.terms(0), view.terms(1)
+    if terms is None or scale is None or len(scale) > 1 or int(view.integer("block_size", 0)):
+        return view.opaque(f"{view.label} has scales of an unknown layout")
+    for slot in (1, 2):
+        for term in view.terms(slot) or ():
+            if size(term) == 1:
+                continue
+            view.axes.unify(term, terms[view.integer("axis", 1) % len(terms)], view.label)
+            if view.is_constant(slot):
+                view.role(slot, 0, term, "carries")
+    if view.is_constant(0):
+        for axis, term in enumerate(terms):
+            view.role(0, axis, term, "carries")
+    return (terms,)
+
+
 def pad(view: View) -> Outputs:
-    """A constant border along a unit axis is a sum with units of its own; along positions it is new positions."""
+    """A constant border is a sum with entries of its own, which a cut may take too."""
     terms, shape = view.terms(0), view.out_shapes[0]
     name = next((n for n in ("pads", "paddings") if n in view.node.attrs), None)
     pads = tuple(view.node.attrs[name]) if name else view.integers(1)
-    mode = view.node.attrs.get("mode", "constant")
-    if terms is None or shape is None or pads is None or len(pads) != 2 * len(terms):
+    axes = view.integers(3) if view.has(3) else tuple(range(len(terms or ())))
+    if terms is None or shape is None or pads is None or axes is None or len(pads) != 2 * len(axes):
         return view.opaque(f"{view.label} pads by amounts that are not constant")
+    constant = view.node.attrs.get("mode", "constant") == "constant"
     result = list(terms)
-    for axis, term in enumerate(terms):
-        low, high = pads[axis], pads[axis + len(terms)]
+    for position, axis in enumerate(axes):
+        low, high = pads[position], pads[position + len(axes)]
         if not low and not high:
             continue
-        parts = [view.axes.fresh(low) if low > 0 else None, term, view.axes.fresh(high) if high > 0 else None]
-        if mode != "constant" or low < 0 or high < 0 or axis >= 2:
-            view.axes.freeze(term, f"{view.label} pads it")
-            result[axis] = view.axes.fresh(shape[axis])
-            view.axes.freeze(result[axis], f"{view.label} pads it")
+        if not constant or low < 0 or high < 0:
+            view.axes.freeze(terms[axis], f"{view.label} pads it")
+            result[axis] = view.frozen_axis(shape[axis], f"{view.label} pads it")
             continue
+        ends = tuple(view.axes.fresh(count) if count else None for count in (low, high))
+        parts = (ends[0], terms[axis], ends[1])
         result[axis] = Sum(tuple(part for part in parts if part is not None))
-        for position, part in ((axis, parts[0]), (axis + len(terms), parts[2])):
+        for place, part in ((position, ends[0]), (position + len(axes), ends[1])):
             if part is not None:
-                view.edit(name or 1, position, (part,))
+                view.edit(name or 1, place, (part,))
     return (tuple(result),)
 
 
@@ -381,16 +297,15 @@ def expand(view: View) -> Outputs:
 def resize(view: View) -> Outputs:
     """Axes whose length changes count positions; the others pass."""
     terms, shape = view.terms(0), view.out_shapes[0]
-    if terms is None or shape is None or len(terms) != len(shape):
+    if terms is None or shape is None or len(terms) != len(shape) or "axes" in view.node.attrs:
         return view.opaque(f"{view.label} has a shape that is not known")
+    crops = view.node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
     sizes = view.elements(3)
     result: list[Term] = []
     for axis, (term, length) in enumerate(zip(terms, shape, strict=True)):
-        if size(term) != length or axis >= 2:
+        if size(term) != length or crops:
             view.axes.freeze(term, f"{view.label} resamples it")
-            fresh = view.axes.fresh(length)
-            view.axes.freeze(fresh, f"{view.label} resamples it")
-            result.append(fresh)
+            result.append(view.frozen_axis(length, f"{view.label} resamples it"))
             continue
         result.append(term)
         if sizes is not None and len(sizes) == len(shape):
@@ -401,15 +316,21 @@ def resize(view: View) -> Outputs:
 
 
 def depth_to_space(view: View) -> Outputs:
-    """x[n, b*b*c, h, w] (DCR) or x[n, c*b*b, h, w] (CRD) -> y[n, c, h*b, w*b]."""
+    """x[n, b*b*c, h, w] (DCR) or x[n, c*b*b, h, w] (CRD) -> y[n, c, h*b, w*b]; SpaceToDepth is DCR the other way."""
     terms, shape = view.terms(0), view.out_shapes[0]
     if terms is None or shape is None:
         return view.opaque(f"{view.label} has a shape that is not known")
-    block, channels = view.axes.fresh(view.integer("blocksize", 1) ** 2), view.axes.fresh(shape[1])
-    view.axes.freeze(block, f"{view.label} turns it into positions")
+    why = f"{view.label} exchanges it with positions"
+    block = view.frozen_axis(view.integer("blocksize", 1) ** 2, why)
+    for term in terms[2:]:
+        view.axes.freeze(term, why)
+    places = tuple(view.frozen_axis(length, why) for length in shape[2:])
+    if view.op == "SpaceToDepth":
+        return ((terms[0], Product((block, terms[1])), *places),)
+    channels = view.axes.fresh(shape[1])
     first = view.node.attrs.get("mode", "DCR") == "DCR"
     view.axes.unify(Product((block, channels) if first else (channels, block)), terms[1], view.label)
-    return ((terms[0], channels, *(view.axes.fresh(length) for length in shape[2:])),)
+    return ((terms[0], channels, *places),)
 
 
 def measure(view: View) -> Outputs:

@@ -1,0 +1,195 @@
+"""Least squares from moments: ridge towards a starting solution, its strength chosen on held-out observations.
+
+Observations come in batches, (observations, groups, inputs) and (observations, groups, outputs); a weight of shape
+(groups, inputs, outputs) and offsets (groups, outputs) go out. Products are float32, sums and solutions float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from passes.records import Array, Floats
+
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Ridge, relative to the mean of the diagonal of the inputs' second moments."""
+
+FIRST = 2
+"""Where the descent over the strengths begins: most operators end beside it, and each step is a factorisation."""
+
+ROUNDS = 2
+"""Of majorisation behind a ReLU; later rounds change the held-out error by less than a hundredth."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """One batch of observations: inputs, targets, and what is added before the ReLU, if anything."""
+
+    x: Array
+    y: Array
+    base: Array | None = None
+
+
+class Moments:
+    """Sums over observations, per group."""
+
+    def __init__(self, batches: Sequence[Rows]) -> None:
+        self.count = 0
+        self.x: Floats = np.zeros(0)
+        self.y: Floats = np.zeros(0)
+        self.xx: Floats = np.zeros(0)
+        self.xy: Floats = np.zeros(0)
+        for rows in batches:
+            x, y = np.ascontiguousarray(rows.x.transpose(1, 0, 2)), np.ascontiguousarray(rows.y.transpose(1, 0, 2))
+            xt = x.transpose(0, 2, 1)
+            self._add(
+                len(rows.x),
+                x.sum(axis=1, dtype=np.float64),
+                y.sum(axis=1, dtype=np.float64),
+                (xt @ x).astype(np.float64),
+                (xt @ y).astype(np.float64),
+            )
+
+    def _add(self, count: int, x: Floats, y: Floats, xx: Floats, xy: Floats) -> None:
+        if not self.count:
+            self.x, self.y, self.xx, self.xy = x, y, xx, xy
+        elif count:
+            self.x, self.y = self.x + x, self.y + y
+            self.xx += xx
+            self.xy += xy
+        self.count += count
+
+    def __add__(self, other: Moments) -> Moments:
+        total = Moments(())
+        for part in (self, other):
+            if part.count:
+                total._add(part.count, part.x.copy(), part.y.copy(), part.xx.copy(), part.xy.copy())
+        return total
+
+    def centred(self, group: int, biased: bool) -> tuple[Floats, Floats]:
+        """E[x x^T] and E[x y^T] of a group, about the means when a bias takes those up."""
+        xx, xy = self.xx[group] / self.count, self.xy[group] / self.count
+        if not biased:
+            return xx, xy
+        x, y = self.x[group] / self.count, self.y[group] / self.count
+        return xx - np.outer(x, x), xy - np.outer(x, y)
+
+    def offset(self, weight: Floats) -> Floats:
+        """The bias that goes with a weight: E[y] - E[x] W."""
+        return self.y / self.count - np.einsum("gd,gdo->go", self.x / self.count, weight)
+
+
+def fit(
+    train: Sequence[Rows], held: Sequence[Rows], start: Floats, *, biased: bool, rectified: bool
+) -> tuple[Floats, Floats]:
+    """Weights (groups, inputs, outputs) and offsets (groups, outputs; zero without a bias).
+
+    A group whose best held-out error is that of `start` keeps it. With `rectified`, the least squares are refined
+    towards the error behind the ReLU when that helps the held-out rows.
+    """
+    seen, unseen = Moments(train), Moments(held)
+    strengths = [_strength(seen, unseen, group, start[group], biased) for group in range(len(start))]
+    everything = seen + unseen
+    weight = _solve(everything, start, strengths, biased)
+    offset = everything.offset(weight) if biased else np.zeros((len(start), start.shape[2]))
+    if rectified and biased and any(s is not None for s in strengths):
+        first = _solve(seen, start, strengths, biased)
+        first_offset = seen.offset(first)
+        tried = _rectify(seen, train, first, first_offset, strengths)
+        if _loss(held, *tried) < _loss(held, first, first_offset):
+            return _rectify(everything, [*train, *held], weight, offset, strengths)
+    return weight, offset
+
+
+def _strength(seen: Moments, unseen: Moments, group: int, start: Floats, biased: bool) -> float | None:
+    """The ridge with the least held-out error; None when nothing beats the start."""
+    held_xx, held_xy = unseen.centred(group, biased)
+
+    def held_error(solution: Floats) -> float:
+        return float(np.sum(solution * (held_xx @ solution)) - 2 * np.sum(solution * held_xy))
+
+    xx, xy = seen.centred(group, biased)
+    errors: dict[int, float] = {}
+
+    def error(number: int) -> float:
+        if number not in errors:
+            solve = _factor(xx, STRENGTHS[number])
+            errors[number] = math.inf if solve is None else held_error(solve(xy, start))
+        return errors[number]
+
+    best = FIRST
+    for step in (1, -1):
+        while 0 <= best + step < len(STRENGTHS) and error(best + step) < error(best):
+            best += step
+    return STRENGTHS[best] if error(best) < held_error(start) else None
+
+
+def _factor(xx: Floats, strength: float) -> Callable[[Floats, Floats], Floats] | None:
+    """Solver of (xx + ridge I) W = xy + ridge start; None when xx is not positive."""
+    ridge = strength * max(float(np.trace(xx)) / len(xx), 1e-300)
+    regular = xx.copy()
+    regular[np.diag_indices_from(regular)] += ridge
+    try:
+        factor = scipy.linalg.cho_factor(regular, lower=True, overwrite_a=True, check_finite=False)
+    except scipy.linalg.LinAlgError:
+        return None
+    return lambda xy, start: scipy.linalg.cho_solve(factor, xy + ridge * start, check_finite=False)
+
+
+def _solve(moments: Moments, start: Floats, strengths: Sequence[float | None], biased: bool) -> Floats:
+    result = start.copy()
+    for group, strength in enumerate(strengths):
+        if strength is None:
+            continue
+        xx, xy = moments.centred(group, biased)
+        solve = _factor(xx, strength)
+        if solve is not None:
+            result[group] = solve(xy, start[group])
+    return result
+
+
+def _rectify(
+    moments: Moments, batches: Sequence[Rows], weight: Floats, offset: Floats, strengths: Sequence[float | None]
+) -> tuple[Floats, Floats]:
+    """Lower || relu(y + base) - relu(yhat + base) ||^2: where the original is negative, any negative value is right.
+
+    Majorisation: the target of such an entry becomes what the present fit writes, capped at zero, and the least
+    squares are solved again with the same factor. The loss never rises (before the ridge).
+    References: Zhang et al. (2015), asymmetric reconstruction behind a nonlinearity; the closed form is ours.
+    """
+    weight, offset = weight.copy(), offset.copy()
+    for group, strength in enumerate(strengths):
+        solve = None if strength is None else _factor(moments.centred(group, True)[0], strength)
+        if solve is None:
+            continue
+        start, mean = weight[group].copy(), moments.x[group] / moments.count
+        for _ in range(ROUNDS):
+            small, shift = weight[group].astype(np.float32), offset[group].astype(np.float32)
+            xz, z = np.zeros_like(start), np.zeros(start.shape[1])
+            for rows in batches:
+                now = rows.x[:, group] @ small + shift
+                base = np.float32(0) if rows.base is None else rows.base[:, group]
+                wanted = rows.y[:, group]
+                aim = np.where(wanted + base > 0, wanted, np.minimum(now, -base))
+                xz += rows.x[:, group].T @ aim
+                z += aim.sum(axis=0, dtype=np.float64)
+            z /= moments.count
+            weight[group] = solve(xz / moments.count - np.outer(mean, z), start)
+            offset[group] = z - mean @ weight[group]
+    return weight, offset
+
+
+def _loss(batches: Sequence[Rows], weight: Floats, offset: Floats) -> float:
+    """Sum of squares behind the ReLU."""
+    total = 0.0
+    small, shift = weight.astype(np.float32), offset.astype(np.float32)
+    for rows in batches:
+        now = np.einsum("pgd,gdo->pgo", rows.x, small, optimize=True) + shift
+        base = np.float32(0) if rows.base is None else rows.base
+        difference = np.maximum(now + base, 0) - np.maximum(rows.y + base, 0)
+        total += float(np.vdot(difference, difference))
+    return total

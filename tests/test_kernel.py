@@ -1,0 +1,174 @@
+"""The kernel's residuals are what the samples say, and every greedy step is the best single step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from passes.kernel import JITTER, Panel, choose, nystrom, residual_of
+from passes.records import Array, Floats
+
+SEEDS = st.integers(0, 10_000)
+
+
+def samples(seed: int, units: int, count: int = 200) -> Floats:
+    """Correlated observations, (count, units)."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(count, units)) @ rng.normal(size=(units, units)) + rng.normal(size=units)
+
+
+def moment(z: Floats) -> Floats:
+    return z.T @ z / len(z)
+
+
+def panel(seed: int, units: int, block: int = 1, outputs: int = 7) -> Panel:
+    weight = np.random.default_rng(seed + 1).normal(size=(outputs, units * block))
+    return Panel(second=moment(samples(seed, units * block)), weight=weight.T @ weight, block=block)
+
+
+def channels(keep: Sequence[int], block: int) -> Array:
+    return np.array([unit * block + i for unit in keep for i in range(block)], dtype=np.intp)
+
+
+def exact(panels: Sequence[Panel], keep: Sequence[int]) -> float:
+    """tr(H (K - K_:S pinv(K_SS) K_S:)), with nothing of the module."""
+    total = 0.0
+    for p in panels:
+        s = channels(keep, p.block)
+        schur = p.second - p.second[:, s] @ np.linalg.pinv(p.second[np.ix_(s, s)]) @ p.second[s]
+        total += float(np.trace(p.weight @ schur))
+    return total
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, units=st.integers(2, 9), data=st.data())
+def test_the_trace_is_the_consumers_mean_squared_error(seed: int, units: int, data: st.DataObject) -> None:
+    keep = np.array(sorted(data.draw(st.sets(st.integers(0, units - 1), min_size=1))), dtype=np.intp)
+    z = samples(seed, units)
+    w = np.random.default_rng(seed + 1).normal(size=(5, units))
+    k, h = moment(z), w.T @ w
+    fold = nystrom(k, keep)
+    measured = float(np.mean(np.sum(((z - z[:, keep] @ fold.T) @ w.T) ** 2, axis=1)))
+    scale = float(np.trace(h @ k))
+    rest = np.eye(units)
+    rest[:, keep] -= fold
+    assert measured == pytest.approx(float(np.trace(h @ rest @ k @ rest.T)), abs=1e-8 * scale)
+    solution, *_ = np.linalg.lstsq(z[:, keep], z, rcond=None)
+    least = float(np.mean(np.sum(((z - z[:, keep] @ solution) @ w.T) ** 2, axis=1)))
+    assert measured >= least - 1e-8 * scale
+    assert residual_of([Panel(second=k, weight=h)], keep) == pytest.approx(least, abs=100 * JITTER * scale)
+
+
+def test_the_residual_is_exact_where_the_kernel_is_well_conditioned() -> None:
+    z = np.random.default_rng(0).normal(size=(400, 6))
+    w = np.random.default_rng(1).normal(size=(3, 6))
+    keep = np.array([1, 4])
+    # The smallest ridge that is not zero moves the solution by its own relative size.
+    solution, *_ = np.linalg.lstsq(z[:, keep], z, rcond=None)
+    least = float(np.mean(np.sum(((z - z[:, keep] @ solution) @ w.T) ** 2, axis=1)))
+    assert exact([Panel(second=moment(z), weight=w.T @ w)], [1, 4]) == pytest.approx(least, rel=1e-8)
+    assert residual_of([Panel(second=moment(z), weight=w.T @ w)], keep) == pytest.approx(least, rel=2 * JITTER)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=SEEDS, units=st.integers(1, 8), block=st.sampled_from([1, 1, 2, 3]), panels=st.integers(1, 3))
+def test_one_factorisation_knows_the_residual_of_every_width(seed: int, units: int, block: int, panels: int) -> None:
+    several = [panel(seed + 10 * i, units, block) for i in range(panels)]
+    curve = choose(several)
+    whole = exact(several, [])
+    assert sorted(curve.order.tolist()) == list(range(units))
+    assert curve.residual.shape == (units + 1,)
+    assert curve.residual[0] == pytest.approx(whole)
+    assert np.all(np.diff(curve.residual) <= 0)
+    assert curve.residual[-1] == pytest.approx(0, abs=1e-4 * whole)
+    for width in range(units + 1):
+        keep = curve.order[:width]
+        assert curve.residual[width] == pytest.approx(residual_of(several, keep), abs=1e-4 * whole)
+        assert curve.residual[width] == pytest.approx(exact(several, keep.tolist()), abs=1e-4 * whole)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=SEEDS, units=st.integers(2, 7), block=st.sampled_from([1, 2, 3]))
+def test_every_step_is_the_best_single_step(seed: int, units: int, block: int) -> None:
+    several = [panel(seed, units, block), panel(seed + 77, units, block)]
+    curve, whole = choose(several), exact(several, [])
+    for width in range(units):
+        taken = curve.order[:width].tolist()
+        best = min(exact(several, [*taken, unit]) for unit in range(units) if unit not in taken)
+        assert exact(several, curve.order[: width + 1].tolist()) <= best + 1e-4 * whole
+
+
+def test_no_pair_beats_greedy_by_much_on_an_easy_kernel() -> None:
+    several = [panel(5, 6)]
+    curve = choose(several)
+    best = min(exact(several, pair) for pair in itertools.combinations(range(6), 2))
+    assert best <= curve.residual[2] * (1 + 1e-9)
+    assert curve.residual[2] <= 1.5 * best
+
+
+def test_duplicates_cost_nothing() -> None:
+    z = samples(1, 4)[:, [0, 1, 2, 3, 2, 0, 0]] * np.array([1, 1, 1, 1, 2.5, -0.5, 1])
+    w = np.random.default_rng(2).normal(size=(6, 7))
+    curve = choose([Panel(second=moment(z), weight=w.T @ w)])
+    assert curve.residual[4] <= 1e-5 * curve.residual[0]
+    assert curve.residual[3] > 1e-3 * curve.residual[0]
+    source = np.array([0, 1, 2, 3, 2, 0, 0])
+    assert sorted(source[curve.order[:4]].tolist()) == [0, 1, 2, 3], "one of each"
+
+
+def test_a_zero_kernel_has_an_order_and_no_residual() -> None:
+    for block in (1, 2):
+        zero = np.zeros((3 * block, 3 * block))
+        curve = choose([Panel(second=zero, weight=np.eye(3 * block), block=block)])
+        assert curve.order.tolist() == [0, 1, 2]
+        assert curve.residual.tolist() == [0, 0, 0, 0]
+        assert residual_of([Panel(second=zero, weight=zero, block=block)], np.array([1])) == 0
+    assert np.array_equal(nystrom(np.zeros((3, 3)), np.array([1])), np.eye(3)[:, [1]])
+    assert nystrom(np.eye(3), np.array([], dtype=np.intp)).shape == (3, 0)
+
+
+def test_a_unit_of_a_kernel_of_tiny_scale_is_still_a_unit() -> None:
+    big, small = panel(3, 5), panel(3, 5)
+    small = Panel(second=small.second * 1e-18, weight=small.weight)
+    assert choose([small]).order.tolist() == choose([big]).order.tolist()
+
+
+def test_units_that_nobody_reads_go_last_unless_they_foretell_others() -> None:
+    weight = np.diag([0.0, 1.0, 0.0, 2.0, 0.5])
+    curve = choose([Panel(second=np.eye(5), weight=weight)])
+    assert curve.order.tolist() == [3, 1, 4, 0, 2]
+    assert curve.residual[3] == pytest.approx(0)
+    rng = np.random.default_rng(0)
+    source = rng.normal(size=(500, 1))
+    z = np.concatenate([source, source + 0.5 * rng.normal(size=(500, 6))], axis=1)
+    told = choose([Panel(second=moment(z), weight=np.diag([0.0, *np.ones(6)]))])
+    assert told.order[0] == 0, "nobody reads it, yet it says more about the others than any of them"
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_ties_go_to_the_smaller_index(block: int) -> None:
+    even = Panel(second=np.eye(4 * block), weight=np.eye(4 * block), block=block)
+    assert choose([even]).order.tolist() == [0, 1, 2, 3]
+    assert choose([even, even]).order.tolist() == [0, 1, 2, 3]
+
+
+def test_choosing_changes_no_panel() -> None:
+    given_panel = panel(8, 4, 2)
+    second, weight = given_panel.second.copy(), given_panel.weight.copy()
+    first = choose([given_panel])
+    assert np.array_equal(given_panel.second, second)
+    assert np.array_equal(given_panel.weight, weight)
+    again = choose([given_panel])
+    assert first.order.tobytes() == again.order.tobytes()
+    assert first.residual.tobytes() == again.residual.tobytes()
+
+
+def test_kept_units_rebuild_themselves_exactly() -> None:
+    keep = np.array([0, 3, 4])
+    fold = nystrom(moment(samples(4, 6)), keep)
+    assert np.array_equal(fold[keep], np.eye(3))
