@@ -6,7 +6,7 @@ model without them goes out, both run by ONNX Runtime. Knows nothing of how coup
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,6 @@ import onnxruntime as ort
 
 from passes import graph_io, rewrites, synthetic
 from passes.axes import Index, kept
-from passes.candidates import coordinates
 from passes.coupling import Coupling, constant_of
 from passes.interface import batching, inputs_of
 from passes.linear import Linear, UnitAxis

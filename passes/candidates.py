@@ -12,14 +12,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.axes import Atom, Product, Term
+from passes.clustering import cluster_units, representative
 from passes.coupling import Coupling
 from passes.kernel import Curve, Panel, choose, residual_of
 from passes.linear import Linear, UnitAxis, bias_tensor, common_layout, describe, takes_means, unit_axis
 from passes.records import Array, Floats, Group, Refusal
-from passes.clustering import cluster_units, representative
 from passes.settings import Geometry
 from passes.spectra import filter_states
 from passes.statistics import LARGEST_AXIS, Moments, Tap
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
@@ -87,7 +88,7 @@ class Offer:
         return self._errors[width]
 
     def assign(self, width: int) -> Floats | None:
-        """Map from kept units to all units, (units, width), for the operator geometry; None where units are dropped."""
+        """Map from kept units to all, (units, width), for the operator geometry; None where units are dropped."""
         if self.geometry != "operator":
             return None
         labels, keep = self.labels(width), self.keep(width)
@@ -116,7 +117,8 @@ class Offer:
                 states = filter_states(self.features[:, :-1], self.features[:, -1])
             norms = np.linalg.norm(states, axis=1, keepdims=True)
             unit = np.divide(states, norms, out=np.zeros_like(states), where=norms > 0)
-            chords = np.linalg.norm(unit[:, None, :] - unit[None, :, :], axis=2) if unit.shape[1] <= 4 else _chords(unit)
+            few = unit.shape[1] <= 4
+            chords = np.linalg.norm(unit[:, None, :] - unit[None, :, :], axis=2) if few else _chords(unit)
             self._distance = 2 * np.arcsin(np.clip(chords / 2, 0.0, 1.0))
         return self._distance
 
@@ -181,27 +183,15 @@ def taps(candidates: Sequence[Candidate]) -> tuple[Tap, ...]:
         for candidate in candidates
         for reader in candidate.readers
     }
-    return tuple(Tap(tensor=tensor, axis=axis, units=units) for (tensor, axis), units in sorted(wanted.items(), key=str))
+    return tuple(
+        Tap(tensor=tensor, axis=axis, units=units) for (tensor, axis), units in sorted(wanted.items(), key=str)
+    )
 
 
-def scales(candidates: Sequence[Candidate], graph: gs.Graph) -> dict[str, tuple[str, int]]:
-    """For each consumer the tensor (and its axis) whose variance its error is compared with.
-
-    An operator that ends in a residual addition is compared with the sum: that is what is read next.
-    """
-    nodes = {node.name: node for node in graph.nodes}
-    result: dict[str, tuple[str, int]] = {}
-    for candidate in candidates:
-        for reader in candidate.readers:
-            linear = reader.linear
-            tensor = nodes[linear.node].outputs[0]
-            name = tensor.name
-            if len(tensor.outputs) == 1 and tensor.outputs[0].op == "Add":
-                add = tensor.outputs[0]
-                if not any(isinstance(other, gs.Constant) for other in add.inputs):
-                    name = add.outputs[0].name
-            result[linear.node] = (name, linear.out_axis)
-    return result
+def scales(candidates: Sequence[Candidate]) -> dict[str, tuple[str, int]]:
+    """For each consumer its output and the output's unit axis: the variance that its error is compared with."""
+    linears = {reader.linear.node: reader.linear for candidate in candidates for reader in candidate.readers}
+    return {node: (linear.output, linear.out_axis) for node, linear in linears.items()}
 
 
 def offer(
@@ -302,7 +292,6 @@ def _features(candidate: Candidate, nodes: Mapping[str, gs.Node], coupling: Coup
 def widths(units: int, step: int) -> tuple[int, ...]:
     """Widths worth trying, descending: multiples of the target's step, and of its quarters below two steps."""
     fine = max(1, step // 4)
-    coarse = {width for width in range(step, units, step)}
-    small = {width for width in range(fine, min(units, 2 * step), fine)}
-    return tuple(sorted(coarse | small, reverse=True))
-
+    coarse = range(step, units, step)
+    small = range(fine, min(units, 2 * step), fine)
+    return tuple(sorted({*coarse, *small}, reverse=True))

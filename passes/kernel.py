@@ -85,19 +85,18 @@ def _gains(rest: Floats, weighted: Floats, block: int, floor: float) -> Floats:
     moved = np.einsum("jak,kjb->jab", rows, columns)
     diagonal = np.einsum("jajb->jab", rest.reshape(units, block, units, block))
     regular = diagonal + floor * np.eye(block)
-    return np.einsum("jaa->j", np.linalg.solve(regular, moved))
+    gains: Floats = np.einsum("jaa->j", np.linalg.solve(regular, moved))
+    return gains
 
 
 def _eliminate(state: list[Floats], unit: int, block: int, floor: float) -> None:
     rest, weighted = state
     span = slice(unit * block, (unit + 1) * block)
     pivot = rest[span, span]
-    if block == 1:
-        if pivot[0, 0] <= floor:
-            return
-        row = rest[span] / pivot
-    else:
-        row = np.linalg.solve(pivot + floor * np.eye(block), rest[span])
+    if block == 1 and pivot[0, 0] <= floor:
+        return
+    ridge = floor if block > 1 else 0.0
+    row: Floats = np.asarray(np.linalg.solve(pivot + ridge * np.eye(block), rest[span]), dtype=np.float64)
     weighted -= weighted[:, span] @ row
     rest -= rest[:, span].copy() @ row
 
@@ -115,14 +114,24 @@ def residual_of(panels: Sequence[Panel], keep: Array) -> float:
 def nystrom(second: Floats, keep: Array) -> Floats:
     """A = K_:S K_SS^-1, shape (channels, kept): rebuilds every channel from the kept ones.
 
-    Numerics: `JITTER` of the mean diagonal is added to K_SS; rows of kept channels are set to the identity.
+    Numerics: `JITTER` of the mean diagonal is added to K_SS, more when fewer samples than channels leave it indefinite;
+    rows of kept channels are set to the identity.
     """
     size = len(second)
     fold = np.zeros((size, len(keep)))
     if len(keep):
-        inner = second[np.ix_(keep, keep)]
-        ridge = JITTER * max(float(np.trace(inner)) / len(keep), 1e-300)
-        factor = scipy.linalg.cho_factor(inner + ridge * np.eye(len(keep)), lower=True)
-        fold[:] = scipy.linalg.cho_solve(factor, second[keep]).T
+        fold[:] = scipy.linalg.cho_solve(_factor(second[np.ix_(keep, keep)]), second[keep]).T
         fold[keep] = np.eye(len(keep))
     return fold
+
+
+def _factor(inner: Floats) -> tuple[Floats, bool]:
+    scale = max(float(np.trace(inner)) / len(inner), np.finfo(np.float32).eps * float(np.abs(inner).max()), 1e-300)
+    ridge = JITTER * scale
+    while True:
+        try:
+            factor, lower = scipy.linalg.cho_factor(inner + ridge * np.eye(len(inner)), lower=True)
+        except scipy.linalg.LinAlgError:
+            ridge *= 10
+        else:
+            return factor, lower

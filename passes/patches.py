@@ -64,7 +64,9 @@ def written(linear: Linear, value: Array, chosen: Array) -> Array:
     return np.ascontiguousarray(moved[index])
 
 
-def seen(linear: Linear, node: onnx.NodeProto, kernel: tuple[int, ...], groups: int, value: Array, chosen: Array) -> Array:
+def seen(
+    linear: Linear, node: onnx.NodeProto, kernel: tuple[int, ...], groups: int, value: Array, chosen: Array
+) -> Array:
     """What the operator multiplies its weights with at the chosen rows, (observations, groups, inputs * taps)."""
     if linear.kind == "matmul":
         x = np.moveaxis(value, linear.axis, -1)
@@ -74,8 +76,8 @@ def seen(linear: Linear, node: onnx.NodeProto, kernel: tuple[int, ...], groups: 
     axes = tuple(range(2, value.ndim))
     spans = tuple((k - 1) * d + 1 for k, d in zip(shape.kernel, shape.dilations, strict=True))
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
-    steps = (*(slice(None, None, s) for s in shape.strides), *(slice(None, None, d) for d in shape.dilations))
-    windows = windows[(slice(None), slice(None), *steps)]
+    steps = [slice(None, None, step) for step in (1, 1, *shape.strides, *shape.dilations)]
+    windows = windows[tuple(steps)]  # type: ignore[arg-type]
     places = (value.shape[0], *windows.shape[2 : value.ndim])
     index = np.unravel_index(chosen, places)
     return windows[(index[0], slice(None), *index[1:])].reshape(len(chosen), groups, -1)

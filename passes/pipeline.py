@@ -224,7 +224,7 @@ def _measure(
     settings: Settings,
     watch: Progress,
 ) -> apply.Bench:
-    scales = candidates.scales(found, graph)
+    scales = candidates.scales(found)
     moments, variance = statistics.collect(
         model,
         candidates.taps(found),

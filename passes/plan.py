@@ -107,12 +107,10 @@ def walk(offers: Sequence[Offer], sensitivity: Mapping[str, float], market: Mark
     moves = {name: _best(offer, sensitivity[name], current, market, step) for name, offer in by_name.items()}
     damage = saved = 0.0
     while True:
-        ranked = sorted((move.ratio, name) for name, move in moves.items() if move is not None)
-        if not ranked:
+        open_moves = ((name, move) for name, move in moves.items() if move is not None)
+        name, move = min(open_moves, key=lambda pair: (pair[1].ratio, pair[0]), default=("", None))
+        if move is None:
             return tuple(points)
-        name = ranked[0][1]
-        move = moves[name]
-        assert move is not None
         current[name] = move.width
         damage, saved = damage + move.damage, saved + move.saving
         seconds = None if whole is None else whole - saved
@@ -136,7 +134,9 @@ def _best(offer: Offer, weight: float, current: Mapping[str, int], market: Marke
     return best
 
 
-def shrinks(point: Point, offers: Sequence[Offer], sensitivity: Mapping[str, float], market: Market) -> tuple[Shrink, ...]:
+def shrinks(
+    point: Point, offers: Sequence[Offer], sensitivity: Mapping[str, float], market: Market
+) -> tuple[Shrink, ...]:
     """The cuts of one point, sorted by group, each with what it saves given the others."""
     result: list[Shrink] = []
     for offer in sorted(offers, key=lambda o: o.candidate.group.name):

@@ -80,7 +80,8 @@ class Moments:
 
     def offset(self, weight: Floats) -> Floats:
         """The bias that goes with a weight: E[y] - E[x] W."""
-        return self.y / self.count - np.einsum("gd,gdo->go", self.x / self.count, weight)
+        written: Floats = np.einsum("gd,gdo->go", self.x / self.count, weight)
+        return self.y / self.count - written
 
 
 def fit(

@@ -6,6 +6,8 @@ that hold a size are reported as edits.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from passes.axes import ONE, Product, Sum, Term, size
 from passes.view import Element, Outputs, Shape, Terms, View
 
@@ -73,7 +75,9 @@ def concat(view: View) -> Outputs:
     entries = [view.elements(slot) for slot in range(len(operands))]
     if len(shape) == 1 and any(entry is not None for entry in entries):
         joined: list[Element] = []
-        for entry, terms in zip(entries, known, strict=True):
+        for slot, (entry, terms) in enumerate(zip(entries, known, strict=True)):
+            if entry is not None and len(entry) == 1 and entry[0].read and not entry[0].factors:
+                entry = (replace(entry[0], origin=(view.node.name, slot, 0)),)
             joined.extend(entry if entry is not None else [Element()] * size(terms[0]))
         view.set_elements(tuple(joined))
     for terms in known[1:]:

@@ -26,8 +26,8 @@ def broadcast(view: View) -> Outputs:
         return view.opaque(f"{view.label} has an operand of unknown shape")
     if view.opset < 7 and "axis" in view.node.attrs:
         return view.opaque(f"{view.label} aligns its operands as before opset 7")
-    if view.op == "Mul":
-        _multiply_sizes(view)
+    if view.op in ("Mul", "Div"):
+        _compute_sizes(view)
     aligned = [(slot, len(shape) - len(terms or ()), terms or ()) for slot, terms in zip(slots, operands, strict=True)]
     result: list[Term] = []
     for axis, length in enumerate(shape):
@@ -45,13 +45,18 @@ def broadcast(view: View) -> Outputs:
     return (tuple(result),)
 
 
-def _multiply_sizes(view: View) -> None:
-    """The product of two sizes is the size of a flattened axis."""
+def _compute_sizes(view: View) -> None:
+    """The product of two sizes is the size of a flattened axis; a quotient is a number."""
     left, right = view.elements(0), view.elements(1)
     if left is None or right is None or len(left) != 1 or len(right) != 1:
         return
-    if left[0].number is not None and right[0].number is not None and (left[0].read or right[0].read):
+    first, second = left[0].number, right[0].number
+    if first is None or second is None or not (left[0].read or right[0].read):
+        return
+    if view.op == "Mul":
         view.set_elements((Element(factors=(left[0], right[0])),))
+    elif second > 0 and first % second == 0:
+        view.set_elements((Element(value=first // second, sources=(*left[0].read, *right[0].read)),))
 
 
 def gemm(view: View) -> Outputs:
@@ -208,6 +213,9 @@ def reduce(view: View) -> Outputs:
     axes = _reduced_axes(view, len(terms)) if terms is not None else None
     if terms is None or axes is None or shape is None:
         return view.opaque(f"{view.label} reduces axes that are not constant")
+    elements = view.elements(0)
+    if elements and view.op == "ReduceProd":
+        view.set_elements(elements if len(elements) == 1 else (Element(factors=elements),))
     for axis in axes:
         view.axes.freeze(terms[axis], f"{view.label} reduces it")
     keep = view.integer("keepdims", 1)

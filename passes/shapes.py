@@ -83,6 +83,7 @@ def _weightless(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> onnx.Mod
             graph.input.append(onnx.helper.make_tensor_value_info(value.name, kind, list(inputs[value.name])))
         elif value.name in declared and not any(t.name == value.name for t in model.graph.initializer):
             graph.input.append(value)
+    graph.value_info.extend(_declared(model, inputs))
     for value in model.graph.output:
         output = graph.output.add(name=value.name)
         if value.type.HasField("tensor_type"):
@@ -90,6 +91,28 @@ def _weightless(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> onnx.Mod
         else:
             output.type.CopyFrom(value.type)
     return light
+
+
+def _declared(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> list[onnx.ValueInfoProto]:
+    """What the file says of tensors that inference cannot know: outputs of operators of other domains."""
+    symbols = {
+        dim.dim_param: inputs[value.name][axis]
+        for value in model.graph.input
+        if value.name in inputs
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        if dim.dim_param
+    }
+    foreign = {name for node in model.graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
+    result: list[onnx.ValueInfoProto] = []
+    for value in model.graph.value_info:
+        if value.name in foreign and value.type.HasField("tensor_type"):
+            copied = onnx.ValueInfoProto()
+            copied.CopyFrom(value)
+            for dim in copied.type.tensor_type.shape.dim:
+                if dim.dim_param in symbols:
+                    dim.dim_value = symbols[dim.dim_param]
+            result.append(copied)
+    return result
 
 
 def _run(model: onnx.ModelProto, inputs: Mapping[str, Shape], names: list[str]) -> dict[str, Shape]:

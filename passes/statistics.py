@@ -85,31 +85,44 @@ def collect(
 
 
 class _Sum:
+    """Sums about the mean of the first batch: float32 products then lose digits of the variance, not of the mean."""
+
     def __init__(self) -> None:
         self.count = 0
+        self.origin: Array | None = None
         self.first: Floats | float = 0.0
         self.second: Floats | float = 0.0
 
     def add(self, rows: Array) -> None:
+        if self.origin is None:
+            self.origin = rows.mean(axis=0)
+        rows = rows - self.origin
         self.count += len(rows)
         self.first = self.first + rows.sum(axis=0, dtype=np.float64)
         self.second = self.second + (rows.T @ rows).astype(np.float64)
 
     def moments(self) -> Moments:
-        count = max(self.count, 1)
-        return Moments(count=self.count, mean=np.asarray(self.first) / count, second=np.asarray(self.second) / count)
+        origin = np.asarray(self.origin, dtype=np.float64)
+        moved = np.asarray(self.first) / self.count
+        mean = origin + moved
+        second = np.asarray(self.second) / self.count - np.outer(moved, moved) + np.outer(mean, mean)
+        return Moments(count=self.count, mean=mean, second=second)
 
 
 class _Spread:
-    """Sum over one axis of the variance over everything else."""
+    """Sum over one axis of the variance over everything else, about the mean of the first batch as well."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.origin: Array | None = None
         self.first: Floats | float = 0.0
         self.squares = 0.0
 
     def add(self, value: Array, axis: int) -> None:
         others = tuple(a for a in range(value.ndim) if a != axis)
+        if self.origin is None:
+            self.origin = value.mean(axis=others, keepdims=True)
+        value = value - self.origin
         self.count += value.size // value.shape[axis]
         self.first = self.first + value.sum(axis=others, dtype=np.float64)
         self.squares += float(np.vdot(value, value))

@@ -117,7 +117,7 @@ def _residual_operand(node: gs.Node, linear: Linear, walker: Walker) -> str | No
     readers = node.outputs[0].outputs
     if len(readers) != 1 or readers[0].op != "Add":
         return None
-    names = [tensor.name for tensor in readers[0].inputs if tensor.name != linear.output]
+    names = [str(tensor.name) for tensor in readers[0].inputs if tensor.name != linear.output]
     live = walker.batches[0]
     if len(names) != 1 or names[0] not in live or live[names[0]].shape != live[linear.output].shape:
         return None

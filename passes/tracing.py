@@ -13,19 +13,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.axes import Axes, size
+from passes.axes import Axes, Term, atoms, size
 from passes.constants import constant_value
 from passes.graphs import STANDARD_DOMAINS, is_readable
 from passes.records import Array
 from passes.shapes import Shape
 from passes.signatures import SIGNATURES
-from passes.view import Edit, Findings, Terms, View
+from passes.view import Edit, Element, Findings, Terms, View
 
 SMALL_BYTES = 1 << 16
 """Larger constants are never read for coupling: they hold no sizes, and one copy a reader would cost too much."""
 
 _FOLLOWS = {
     "Cast": {0}, "Identity": {0}, "Gather": {0}, "Slice": {0}, "Squeeze": {0}, "Unsqueeze": {0}, "Mul": {0, 1},
+    "ReduceProd": {0},
     "Reshape": {1}, "Expand": {1}, "Resize": {3}, "Upsample": {1}, "Concat": set(range(64)),
 }  # fmt: skip
 """Inputs in which a tensor of sizes is understood; anywhere else, its axes are frozen."""
@@ -200,6 +201,7 @@ class _Tracer:
 
     def _settle(self) -> None:
         """Freeze axes whose numbers contradict each other."""
+        self._settle_claims()
         for a, b, reason in self.findings.requirements:
             if not self.axes.same(a, b):
                 self.axes.freeze(a, reason)
@@ -213,6 +215,36 @@ class _Tracer:
             if not same:
                 for term in (*first.terms, *edit.terms):
                     self.axes.freeze(term, f"one number of node '{edit.node}' holds the size of two different axes")
+
+
+    def _settle_claims(self) -> None:
+        """A size read at run time follows a cut of its own axis; for another axis, a constant takes its place.
+
+        That constant is only possible where the size is known: where the axis runs along a constant tensor.
+        """
+        known = {atom.key for terms in self.result.uses.values() for t in terms for atom in atoms(self.axes.resolve(t))}
+
+        def follows(element: Element, term: Term) -> bool:
+            return element.axis is not None and self.axes.same(element.axis, term)
+
+        claims = self.findings.claims
+        replaced = {element.origin for element, term, _ in claims if not follows(element, term)} - {None}
+        for element, term, reason in claims:
+            if follows(element, term) and element.origin not in replaced:
+                continue
+            read = [atom for source in element.read for atom in atoms(self.axes.resolve(source))]
+            if element.origin is not None and all(atom.key in known for atom in read):
+                node, slot, position = element.origin
+                self.findings.edits.append(Edit(node=node, slot=slot, position=position, terms=(term,)))
+                # Where this axis alone is cut, the number that is read from it must not change.
+                if not follows(element, term):
+                    self._freeze_all(element.read, reason)
+            else:
+                self._freeze_all((term, *element.read), reason)
+
+    def _freeze_all(self, terms: Terms, reason: str) -> None:
+        for term in terms:
+            self.axes.freeze(term, reason)
 
 
 def captured(graph: gs.Graph) -> set[str]:

@@ -44,21 +44,23 @@ class Element:
 
     Attributes:
         value: When it is a constant.
-        origin: Where that constant stands: node, input slot, position.
+        origin: Where that constant stands, or could stand: node, input slot, position.
         axis: When it is the size of an axis, read at run time: follows a cut by itself.
         factors: When it is a product of such entries.
+        sources: Axes, frozen, that `value` was computed from at run time.
     """
 
     value: int | None = None
     origin: tuple[str, int, int] | None = None
     axis: Term | None = None
     factors: tuple[Element, ...] = ()
+    sources: Terms = ()
 
     @property
     def read(self) -> Terms:
         """Axes that the entry depends on."""
         inner = tuple(term for factor in self.factors for term in factor.read)
-        return inner if self.axis is None else (self.axis, *inner)
+        return (*self.sources, *inner) if self.axis is None else (self.axis, *self.sources, *inner)
 
     @property
     def number(self) -> int | None:
@@ -77,6 +79,7 @@ class Findings:
     edits: list[Edit] = field(default_factory=list)
     requirements: list[tuple[Term, Term, str]] = field(default_factory=list)
     elements: dict[str, tuple[Element, ...]] = field(default_factory=dict)
+    claims: list[tuple[Element, Term, str]] = field(default_factory=list)
 
 
 class View:
@@ -187,8 +190,8 @@ class View:
 
     def follow(self, element: Element, term: Term) -> None:
         """Make an axis of the output, whose length the element gives, follow a cut, or freeze it."""
-        if element.axis is not None:
-            self.require(term, element.axis, "its size is read from another axis at run time")
+        if element.axis is not None or element.sources:
+            self._findings.claims.append((element, term, f"{self.label}: its size is computed at run time"))
         elif element.value is not None and element.origin is not None:
             if element.value > 0:
                 node, slot, position = element.origin

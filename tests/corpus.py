@@ -53,9 +53,7 @@ def zoo() -> tuple[Path, ...]:
     return tuple(path for path in files if path.stat().st_size <= LARGEST_BYTES)
 
 
-def written(
-    text: str, weights: dict[str, Array], *, opset: int = 17, domains: tuple[str, ...] = ()
-) -> onnx.ModelProto:
+def written(text: str, weights: dict[str, Array], *, opset: int = 17, domains: tuple[str, ...] = ()) -> onnx.ModelProto:
     """A model from text, nodes named after their first output."""
     graph = onnx.parser.parse_graph(text)
     graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in weights.items())

@@ -29,9 +29,9 @@ def feeds_of(model: onnx.ModelProto, samples: int, seed: int = 3) -> dict[str, A
     rng = np.random.default_rng(seed)
     stored = {tensor.name for tensor in model.graph.initializer}
     return {
-        value.name: rng.normal(
-            size=(samples, *(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]))
-        ).astype(np.float32)
+        value.name: rng.normal(size=(samples, *(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]))).astype(
+            np.float32
+        )
         for value in model.graph.input
         if value.name not in stored
     }

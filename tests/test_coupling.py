@@ -85,7 +85,7 @@ def test_what_freezes_a_group_is_said() -> None:
 def test_an_unknown_operator_freezes_only_what_it_touches() -> None:
     weights = {"w1": weight(8, 6), "w2": weight(6, 8), "w3": weight(8, 6), "w4": weight(3, 8)}
     model = corpus.written(
-        """g (float[N,6] x) => (float[N,3] y) {
+        """g (float[N,6] x) => (float[N,3] y) <float[N,8] b> {
             a = Gemm <transB = 1> (x, w1)
             b = com.example.Mystery (a)
             c = Gemm <transB = 1> (b, w2)

@@ -132,6 +132,28 @@ def test_a_zero_kernel_has_an_order_and_no_residual() -> None:
     assert nystrom(np.eye(3), np.array([], dtype=np.intp)).shape == (3, 0)
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, block=st.sampled_from([1, 2]), mean=st.sampled_from([0.0, 3.0]))
+def test_fewer_samples_than_units_measured_in_single_precision(seed: int, block: int, mean: float) -> None:
+    rng = np.random.default_rng(seed)
+    z = (rng.normal(size=(6, 24)) * rng.uniform(0.1, 10, 24) + mean).astype(np.float32)
+    second = (z.T @ z).astype(np.float64) / 6
+    noisy = second - np.outer(z.mean(axis=0, dtype=np.float64), z.mean(axis=0, dtype=np.float64))
+    weight = rng.normal(size=(5, 24))
+    several = [Panel(second=noisy, weight=weight.T @ weight, block=block)]
+    curve = choose(several)
+    assert curve.residual[6] <= 1e-3 * curve.residual[0]
+    for width in (1, 3, 6, 12):
+        keep = curve.order[:width]
+        assert residual_of(several, keep) == pytest.approx(curve.residual[width], abs=2e-3 * curve.residual[0])
+        assert np.abs(nystrom(noisy, channels(keep.tolist(), block))).max() < 1e4
+
+
+def test_noise_below_zero_is_folded_as_nothing() -> None:
+    noise = -1e-9 * np.eye(4)
+    assert np.all(np.isfinite(nystrom(noise, np.array([0, 2]))))
+
+
 def test_a_unit_of_a_kernel_of_tiny_scale_is_still_a_unit() -> None:
     big, small = panel(3, 5), panel(3, 5)
     small = Panel(second=small.second * 1e-18, weight=small.weight)

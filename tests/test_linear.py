@@ -119,9 +119,7 @@ def test_gemm(a: int, b: int) -> None:
 
 @pytest.mark.parametrize("shape", ["N,5,4", "N,2,5,4"])
 def test_matmul_with_the_weight_behind(shape: str) -> None:
-    model = build(
-        f"g (float[{shape}] x) => (float[{shape[:-1]}3] y) {{ y = MatMul (x, w) }}", {"w": (4, 3)}
-    )
+    model = build(f"g (float[{shape}] x) => (float[{shape[:-1]}3] y) {{ y = MatMul (x, w) }}", {"w": (4, 3)})
     _, linear = described(model)
     assert linear is not None
     layout = common_layout(linear, weight_of(model))
@@ -169,13 +167,16 @@ def test_a_scaled_gemm_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("attributes", "takes"),
-    [("", True), ("<pads = [0,0,0,0]>", True), ("<pads = [1,0,0,0]>", False), ('<auto_pad = "VALID">', True)]
-    + [('<auto_pad = "SAME_UPPER">', False)],
+    [
+        ("", True),
+        ("<pads = [0,0,0,0]>", True),
+        ("<pads = [1,0,0,0]>", False),
+        ('<auto_pad = "VALID">', True),
+        ('<auto_pad = "SAME_UPPER">', False),
+    ],
 )
 def test_only_a_bias_behind_no_padding_takes_means(attributes: str, takes: bool) -> None:
-    model = build(
-        f"g (float[N,4,8,8] x) => (float[N,3,?,?] y) {{ y = Conv {attributes} (x, w) }}", {"w": (3, 4, 3, 3)}
-    )
+    model = build(f"g (float[N,4,8,8] x) => (float[N,3,?,?] y) {{ y = Conv {attributes} (x, w) }}", {"w": (3, 4, 3, 3)})
     node, linear = described(model)
     assert linear is not None
     assert takes_means(node, linear) == takes

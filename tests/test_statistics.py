@@ -113,7 +113,19 @@ def test_a_variance_far_from_its_mean() -> None:
     feeds = feeds_of(model, 500)
     (y,) = recorded(model, feeds, "y")
     _, variance = collect(model, [], {"y": 1}, feeds, batch=32, threads=1)
-    assert variance["y"] == pytest.approx(float(y.var(axis=0).sum()), rel=1e-3)
+    assert variance["y"] == pytest.approx(float(y.var(axis=0).sum()), rel=1e-4)
+
+
+def test_a_covariance_far_from_its_mean_is_no_noise(conv: onnx.ModelProto) -> None:
+    feeds = {"x": (1000 + feeds_of(conv, 40)["x"]).astype(np.float32)}
+    tap = Tap(tensor="x", axis=1, units=axis(3))
+    inner = Tap(tensor="a", axis=1, units=axis(6))
+    moments, _ = collect(conv, [tap, inner], {}, feeds, batch=16, threads=1)
+    (a,) = recorded(conv, feeds, "a")
+    for key, value in ((("x", 1), feeds["x"].astype(np.float64)), (("a", 1), a)):
+        rows = value.transpose(0, 2, 3, 1).reshape(-1, value.shape[1])
+        expected = np.cov(rows, rowvar=False, bias=True)
+        np.testing.assert_allclose(moments[key].covariance, expected, atol=1e-5 * float(np.trace(expected)))
 
 
 def test_a_constant_tensor_has_a_variance_to_divide_by() -> None:

@@ -80,11 +80,15 @@ def nystrom_fold(moments: Mapping[tuple[str, int], Moments], biased: Callable[[L
     """The optimal fold for the measured second moments; through the mean where the consumer has a bias to take it."""
 
     def fold(linear: Linear, axis: UnitAxis, keep: Mapping[int, Index]) -> tuple[Floats, Floats | None]:
+        chosen = kept(axis.units, keep)
+        per_group = axis.count // linear.groups
+        counts = np.bincount(chosen // per_group, minlength=linear.groups)
+        if np.all((counts == 0) | (counts == per_group)):
+            # Whole groups go, with their own outputs: nothing is left to rebuild here.
+            return np.stack([np.eye(per_group)] * int(np.count_nonzero(counts))), None
         measured = moments[linear.activation, linear.axis]
         affine = biased(linear)
         second = measured.covariance if affine else measured.second
-        chosen = kept(axis.units, keep)
-        per_group = axis.count // linear.groups
         folds, means = [], []
         for group in range(linear.groups):
             span = slice(group * per_group, (group + 1) * per_group)
@@ -123,9 +127,9 @@ def _expand(term: Term, keep: Mapping[int, Index], assign: Mapping[int, Floats])
         identity = np.eye(term.size)
         return identity[:, keep[term.key]] if term.key in keep else identity
     if isinstance(term, Product):
-        result = np.ones((1, 1))
+        result: Floats = np.ones((1, 1))
         for factor in term.factors:
-            result = np.kron(result, _expand(factor, keep, assign))
+            result = np.asarray(np.kron(result, _expand(factor, keep, assign)), dtype=np.float64)
         return result
     parts = [_expand(part, keep, assign) for part in term.parts]
     whole = np.zeros((sum(p.shape[0] for p in parts), sum(p.shape[1] for p in parts)))
