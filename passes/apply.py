@@ -77,17 +77,21 @@ def shrink(bench: Bench, cuts: Sequence[Shrink]) -> onnx.ModelProto:
 
 
 def mend(
-    bench: Bench, cut: onnx.ModelProto, cuts: Sequence[Shrink], progress: Callable[[int], None] = lambda done: None
+    bench: Bench,
+    cut: onnx.ModelProto,
+    cuts: Sequence[Shrink],
+    *,
+    share: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> onnx.ModelProto:
-    """Refit every operator behind the cuts in closed form."""
+    """Refit every operator behind the cuts in closed form, on every `share`th calibration run."""
     return repair(
         bench.model,
         cut,
         bench.coupling,
         bench.coupling.keep({c.group: c.keep for c in cuts}),
-        bench.batches,
-        bench.targets,
+        bench.batches[::share],
+        {name: target.every(share) for name, target in bench.targets.items()},
         threads=bench.threads,
         progress=progress,
     )
-

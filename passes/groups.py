@@ -6,7 +6,6 @@ optimised and nothing is written. The exact rewrites are applied first, in memor
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -76,4 +75,4 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

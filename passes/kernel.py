@@ -126,7 +126,8 @@ def nystrom(second: Floats, keep: Array) -> Floats:
 
 
 def _factor(inner: Floats) -> tuple[Floats, bool]:
-    scale = max(float(np.trace(inner)) / len(inner), np.finfo(np.float32).eps * float(np.abs(inner).max()), 1e-300)
+    noise = float(np.finfo(np.float32).eps) * float(np.abs(inner).max())
+    scale = max(float(np.trace(inner)) / len(inner), noise, 1e-300)
     ridge = JITTER * scale
     while True:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -77,7 +78,9 @@ def seen(
     spans = tuple((k - 1) * d + 1 for k, d in zip(shape.kernel, shape.dilations, strict=True))
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=axes)
     steps = [slice(None, None, step) for step in (1, 1, *shape.strides, *shape.dilations)]
-    windows = windows[tuple(steps)]  # type: ignore[arg-type]
+    windows = windows[tuple(steps)]
     places = (value.shape[0], *windows.shape[2 : value.ndim])
     index = np.unravel_index(chosen, places)
-    return windows[(index[0], slice(None), *index[1:])].reshape(len(chosen), groups, -1)
+    everywhere: tuple[Any, ...] = (index[0], slice(None), *index[1:])
+    picked: Array = windows[everywhere]
+    return picked.reshape(len(chosen), groups, -1)

@@ -195,7 +195,7 @@ def _cut(
         model = apply.shrink(bench, saved.shrinks)
         if saved.repair:
             with watch.stage("repair", None) as tick:
-                model = apply.mend(bench, model, saved.shrinks, tick)
+                model = apply.mend(bench, model, saved.shrinks, progress=tick)
         point = plan.Point(widths={c.group: len(c.keep) for c in saved.shrinks}, seconds=None, saved=0.0, damage=0.0)
         result = search.Found(point=point, cuts=saved.shrinks, model=model, evidence=judge.evidence(model))
         return _Decided(found=result, groups=coupled.groups, refusals=refusals, points=(), notes=())

@@ -21,8 +21,12 @@ from passes.settings import Settings
 from passes.validate import Judge
 from passes.verdict import ROUNDING
 
-TRIALS = 5
-"""Repaired and measured plans of one search: each halves what is not known, in the logarithm of the damage."""
+QUICK_TRIALS = 3
+FULL_TRIALS = 3
+"""Repaired and measured plans of one search. The quick ones repair on a third of the calibration runs and close in on the
+budget from the cautious side; the full ones decide."""
+
+QUICK_SHARE = 3
 
 FIRST_DAMAGE = 0.04
 """Predicted damage at which the search begins: repair takes back most of what a cut of this depth loses."""
@@ -89,21 +93,38 @@ def best(
     points = way[1 : _goal(way, settings) + 1]
     seen: list[SearchPoint] = []
     found: Found | None = None
-    with progress.stage("search", TRIALS) as tick:
-        lowest, highest = -1, len(points)
+
+    def attempt(position: int, share: int) -> tuple[Found, bool]:
+        trial = _try(bench, market, points[position], sensitivity, judge, settings, share, progress)
+        good = within(trial.evidence, settings)
+        seen.append(_record(trial, market, good))
+        tick(1)
+        return trial, good
+
+    with progress.stage("search", QUICK_TRIALS + FULL_TRIALS) as tick:
+        low, high = -1, len(points)
         position = _start(points, settings)
-        for _ in range(TRIALS):
-            if not points or not lowest < position < highest:
+        for _ in range(QUICK_TRIALS if settings.repair and len(bench.batches) >= QUICK_SHARE else 0):
+            if not low < position < high:
                 break
-            trial = _try(bench, market, points[position], sensitivity, judge, settings, progress)
-            good = within(trial.evidence, settings)
-            seen.append(_record(trial, market, good))
+            _, good = attempt(position, QUICK_SHARE)
+            low, high = (position, high) if good else (low, position)
+            position = _next(points, low, high)
+        # A full repair is better than a quick one: what failed by a little may pass.
+        floor, low, high = low, -1, min(high + 1, len(points))
+        position = _next(points, floor, high) if floor >= 0 or high < len(points) else position
+        position = floor if position < 0 else position
+        for _ in range(FULL_TRIALS):
+            if not low < position < high:
+                break
+            trial, good = attempt(position, 1)
             if good:
-                lowest, found = position, trial
+                low, found = position, trial
             else:
-                highest = position
-            position = _next(points, lowest, highest)
-            tick(1)
+                high = position
+            position = _next(points, max(low, floor if floor < high else -1), high)
+            if found is None and position < 0 and 0 <= floor < high:
+                position = floor
     return found, tuple(seen)
 
 
@@ -146,13 +167,14 @@ def _try(
     sensitivity: Mapping[str, float],
     judge: Judge,
     settings: Settings,
+    share: int,
     progress: Progress,
 ) -> Found:
     cuts = plan.shrinks(point, bench.offers, sensitivity, market)
     model = apply.shrink(bench, cuts)
     if settings.repair:
         with progress.stage("repair", None) as tick:
-            model = apply.mend(bench, model, cuts, tick)
+            model = apply.mend(bench, model, cuts, share=share, progress=tick)
     return Found(point=point, cuts=cuts, model=model, evidence=judge.evidence(model))
 
 

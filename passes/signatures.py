@@ -3,7 +3,7 @@
 `SIGNATURES` reads like documentation. A pattern names every axis: equal names are one axis, `g*i` is a flattened
 product, `*s` any number of axes, `b?` an optional input. A name in two inputs but no output is summed over
 (*consumes*), one in a weight and the output is *produced*, one in all three is *carried*. What a pattern
-cannot say (broadcasting, Reshape, Concat ...) is a rule of `rules_layout` or `rules_values`. A new kind is one entry.
+cannot say (broadcasting, Reshape, Concat ...) is a rule of `passes.rules_...`. A new operator kind is one entry.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from passes import rules_choice as choice
 from passes import rules_layout as layout
 from passes import rules_values as values
 from passes.axes import Product, Term, size
@@ -228,18 +229,18 @@ SIGNATURES: Mapping[str, Signature] = {
     "Concat": Signature(rule=layout.concat),
     "Split": Signature(rule=layout.split),
     "Slice": Signature(rule=layout.slice_),
-    "Gather": Signature(rule=layout.gather),
+    "Gather": Signature(rule=choice.gather),
     "Pad": Signature(rule=layout.pad),
     "Expand": Signature(rule=layout.expand),
-    "Resize": Signature(rule=layout.resize),
-    "Upsample": Signature(rule=layout.resize),
-    "DepthToSpace": Signature(rule=layout.depth_to_space),
-    "SpaceToDepth": Signature(rule=layout.depth_to_space),
-    "GatherElements": Signature(rule=layout.gather_elements),
-    "TopK": Signature(rule=layout.top_k),
-    "Tile": Signature(rule=layout.tile),
-    "QuantizeLinear": Signature(rule=layout.quantise),
-    "DequantizeLinear": Signature(rule=layout.quantise),
+    "Resize": Signature(rule=choice.resize),
+    "Upsample": Signature(rule=choice.resize),
+    "DepthToSpace": Signature(rule=choice.depth_to_space),
+    "SpaceToDepth": Signature(rule=choice.depth_to_space),
+    "GatherElements": Signature(rule=choice.gather_elements),
+    "TopK": Signature(rule=choice.top_k),
+    "Tile": Signature(rule=choice.tile),
+    "QuantizeLinear": Signature(rule=choice.quantise),
+    "DequantizeLinear": Signature(rule=choice.quantise),
     "Einsum": Signature(rule=values.einsum),
     "Shape": Signature(rule=layout.measure),
     "Size": Signature(rule=layout.measure),
@@ -271,7 +272,7 @@ SIGNATURES: Mapping[str, Signature] = {
     **dict.fromkeys(("com.microsoft.BiasGelu", "com.microsoft.FastGelu"), Signature(rule=values.broadcast)),
     **dict.fromkeys(
         ("com.microsoft.QuantizeLinear", "com.microsoft.DequantizeLinear"),
-        Signature(rule=layout.quantise),
+        Signature(rule=choice.quantise),
     ),
     **dict.fromkeys(
         ("com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization",

@@ -7,7 +7,7 @@ network. Row numbers are drawn per operator from the seed, so that both networks
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -50,6 +50,10 @@ class Target:
     operand: str | None
     sums: tuple[Array, ...]
     rectified: bool
+
+    def every(self, share: int) -> Target:
+        """The same on every `share`th batch."""
+        return replace(self, chosen=self.chosen[::share], values=self.values[::share], sums=self.sums[::share])
 
 
 def record(

@@ -70,6 +70,7 @@ class _Tracer:
         self.graph = graph
         self.shapes = dict(shapes)
         self.values: dict[str, Array] = {}
+        self.pinned: dict[tuple[str, int | str, int | None], str] = {}
         self.result = Trace(axes=Axes(), findings=Findings())
         self.axes = self.result.axes
         self.tensors = self.result.tensors
@@ -168,8 +169,8 @@ class _Tracer:
 
     def _freeze_sizes(self, name: str, reason: str) -> None:
         for element in self.findings.elements.get(name, ()):
-            for term in element.read:
-                self.axes.freeze(term, reason)
+            self.pinned.update(dict.fromkeys(element.origins, reason))
+            self._freeze_all(element.read, reason)
 
     def _expose(self, name: str, readers: _Readers, reason: str) -> None:
         """Freeze all that someone outside the main graph's nodes reads."""
@@ -208,14 +209,16 @@ class _Tracer:
                 self.axes.freeze(b, reason)
         seen: dict[tuple[str, int | str, int | None], Edit] = {}
         for edit in self.findings.edits:
-            first = seen.setdefault((edit.node, edit.slot, edit.position), edit)
+            key = (edit.node, edit.slot, edit.position)
+            first = seen.setdefault(key, edit)
+            if key in self.pinned:
+                self._freeze_all(edit.terms, self.pinned[key])
             same = len(first.terms) == len(edit.terms) and all(
                 self.axes.same(a, b) for a, b in zip(first.terms, edit.terms, strict=True)
             )
             if not same:
                 for term in (*first.terms, *edit.terms):
                     self.axes.freeze(term, f"one number of node '{edit.node}' holds the size of two different axes")
-
 
     def _settle_claims(self) -> None:
         """A size read at run time follows a cut of its own axis; for another axis, a constant takes its place.

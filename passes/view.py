@@ -63,6 +63,12 @@ class Element:
         return (*self.sources, *inner) if self.axis is None else (self.axis, *self.sources, *inner)
 
     @property
+    def origins(self) -> tuple[tuple[str, int, int], ...]:
+        """Where its numbers stand."""
+        inner = tuple(origin for factor in self.factors for origin in factor.origins)
+        return inner if self.origin is None else (self.origin, *inner)
+
+    @property
     def number(self) -> int | None:
         """Its value, at the probe's batch where it is read at run time; None when it is not known."""
         if self.factors:

@@ -1,4 +1,4 @@
-"""Models that coupling is judged on: the small ones of `models`, as built and after the exact rewrites, and real files."""
+"""Models that coupling is judged on: the small ones, as built and after the exact rewrites, and real files."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def rig(model: onnx.ModelProto, samples: int = 64, batch: int = 1) -> Rig:
     coupling = couple(graph, model, batch)
     found, refusals = candidates.gather(graph, coupling)
     feeds = feeds_of(model, samples)
-    scales = candidates.scales(found, graph)
+    scales = candidates.scales(found)
     moments, variance = statistics.collect(
         model, candidates.taps(found), dict(scales.values()), feeds, batch=32, threads=1
     )

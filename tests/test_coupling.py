@@ -175,3 +175,28 @@ def test_heads_of_a_fused_projection_are_a_group() -> None:
     group = next(group for group in case.coupling.groups if group.frozen is None)
     assert group.units == heads
     assert judge(case) == 2
+
+
+def test_a_number_that_someone_else_reads_stays() -> None:
+    model = corpus.written(
+        """g (float[2,4,3] x) => (float[2,4,5] y, float[48] other) {
+            h = MatMul (x, w1)
+            t = Concat <axis = 0> (front, units)
+            r = Reshape (h, t)
+            y = MatMul (r, w2)
+            n = ReduceProd <keepdims = 1> (t)
+            other = ConstantOfShape (n)
+        }""",
+        {"w1": weight(3, 6), "w2": weight(6, 5), "front": np.array([2, 4]), "units": np.array([6])},
+    )
+    model.graph.output[1].type.tensor_type.shape.dim[0].dim_value = 48
+    frozen = {group.name: group.frozen for group in corpus.case(model, settled=False).coupling.groups}
+    assert frozen["n_h"] is not None
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not (corpus.DATA / "models").exists(), reason="the data folder is not beside the checkout")
+def test_heads_of_a_vision_transformer_with_computed_shapes() -> None:
+    case = corpus.case(corpus.DATA / "models" / "vit-cifar10.onnx", settled=True)
+    assert sorted(group.units for group in case.coupling.groups if group.frozen is None) == [8] * 6 + [256] * 6
+    assert judge(case, most=1) == 2

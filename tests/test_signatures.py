@@ -42,7 +42,9 @@ BETWEEN: dict[str, tuple[str, dict[str, Array], int, int, int]] = {
         8,
     ),
     "InstanceNormalization": ("z = InstanceNormalization (h, a, b)", {"a": positive(8), "b": weight(8)}, 8, 17, 8),
-    "GroupNormalization": ("z = GroupNormalization <num_groups = 4> (h, a, b)", {"a": positive(8), "b": weight(8)}, 8, 21, 4),
+    "GroupNormalization": (
+        "z = GroupNormalization <num_groups = 4> (h, a, b)", {"a": positive(8), "b": weight(8)}, 8, 21, 4
+    ),
     "LRN": ("z = LRN <size = 3> (h)", {}, 8, 17, 0),
     "Softmax": ("z = Softmax <axis = 1> (h)", {}, 8, 17, 0),
     "MaxPool": ("z = MaxPool <kernel_shape = [2,2]> (h)", {}, 8, 17, 8),

@@ -108,7 +108,7 @@ def test_lead_and_trail_positions_are_rows() -> None:
 
 def test_a_variance_far_from_its_mean() -> None:
     model = build(
-        "g (float[N,4] x) => (float[N,3] y) { y = Gemm (x, w, b) }", {"w": (4, 3), "b": np.full(3, 100, np.float32)}
+        "g (float[N,4] x) => (float[N,3] y) { y = Gemm (x, w, b) }", {"w": (4, 3), "b": np.full(3, 3000, np.float32)}
     )
     feeds = feeds_of(model, 500)
     (y,) = recorded(model, feeds, "y")
