@@ -111,6 +111,7 @@ _AVX2 = replace(
     vector=_VECTOR | _prices(_NANOSECONDS_AVX2, _ADD_NS_AVX2, _MEASURED_AVX2),
 )
 
+
 def _instructions() -> str:
     """The vector instructions of this machine: plain `cpu` means the processor at hand."""
     try:

@@ -76,7 +76,7 @@ def prepare(network: common.Network, images: Array) -> Workshop:
     graph = to_graph(model)
     coupled = coupling.couple(graph, model, 1)
     found, _ = candidates.gather(graph, coupled)
-    scales = candidates.scales(found, graph)
+    scales = candidates.scales(found)
     feeds = {common.INPUT: images}
     given = Inputs(feeds=feeds, labels=None, source="CIFAR-10 calibration", digest=digest_feeds(feeds))
     moments, variance = statistics.collect(

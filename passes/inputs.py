@@ -118,6 +118,20 @@ def split(inputs: Inputs, *, calibration: int, evaluation: int, seed: int) -> tu
     )
 
 
+def apart(calibration: Inputs, evaluation: Inputs, *, samples: int, seed: int) -> Inputs:
+    """At most `samples` of the first that are not in the second, chosen by the seed, in their order.
+
+    Raises:
+        DataError: Every sample of the first is in the second.
+    """
+    known = set(_fingerprints(evaluation))
+    fresh = np.array([i for i, key in enumerate(_fingerprints(calibration)) if key not in known], dtype=np.intp)
+    if not len(fresh):
+        raise DataError("every sample of the data is also in the evaluation data; calibration needs others")
+    chosen = np.sort(np.random.default_rng(seed).permutation(fresh)[:samples])
+    return take(calibration, chosen)
+
+
 def _fingerprints(inputs: Inputs) -> Iterator[bytes]:
     for index in range(inputs.samples):
         state = hashlib.blake2b(digest_size=16)

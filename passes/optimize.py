@@ -97,6 +97,8 @@ def optimize(
     speedup: options.Speedup = None,
     data: options.Data = None,
     labels: options.Labels = None,
+    eval_data: options.EvalData = None,
+    eval_labels: options.EvalLabels = None,
     samples: options.Samples = _DEFAULT.samples,
     eval_samples: options.EvalSamples = _DEFAULT.eval_samples,
     geometry: options.GeometryName = _DEFAULT.geometry,
@@ -131,6 +133,8 @@ def optimize(
             output=output,
             data=tuple(data or ()),
             labels=labels,
+            eval_data=tuple(eval_data or ()),
+            eval_labels=eval_labels,
             image=image,
             max_drop=max_drop,
             max_error=max_error,
@@ -191,7 +195,7 @@ def _run(model: Path, settings: Settings, show: Presentation) -> int:
     from passes.verdict import verdict
 
     plan_path = _plan_path(model, settings) if settings.plan_only else None
-    read = (model, settings.labels, settings.plan, *map(Path, settings.data))
+    read = (model, settings.labels, settings.plan, *map(Path, (*settings.data, *settings.eval_data)))
     if plan_path is not None:
         _check_place("plan", plan_path, read)
     if show.report is not None:

@@ -82,6 +82,10 @@ Speedup = Annotated[float | None, _option(_BUDGET, "--speedup", "Modelled speed-
 
 Data = Annotated[list[str] | None, _option(_DATA, "--data", _INPUTS)]
 Labels = Annotated[Path | None, _option(_DATA, "--labels", "Class of each sample: .npy, .npz or text.")]
+EvalData = Annotated[
+    list[str] | None, _option(_DATA, "--eval-data", "Inputs that the budget is measured on; else a part of --data.")
+]
+EvalLabels = Annotated[Path | None, _option(_DATA, "--eval-labels", "Class of each sample of --eval-data.")]
 Samples = Annotated[int, _option(_DATA, "--samples", "Inputs for statistics and repair, at most.")]
 EvalSamples = Annotated[int, _option(_DATA, "--eval-samples", "Held-out inputs for the budget, at most.")]
 

@@ -16,13 +16,28 @@ import onnx_graphsurgeon as gs
 
 import backends
 from backends import Backend
-from passes import __version__, apply, candidates, coupling, exact, inputs, model_io, operators, plan, profile, runtime
-from passes import search, statistics, synthetic, targets
-from passes.errors import DataError, PlanError, SettingsError, ValidationFailed
+from passes import (
+    __version__,
+    apply,
+    candidates,
+    coupling,
+    exact,
+    inputs,
+    model_io,
+    operators,
+    plan,
+    profile,
+    runtime,
+    search,
+    statistics,
+    synthetic,
+    targets,
+)
+from passes.errors import PlanError, SettingsError, ValidationFailed
 from passes.graph_io import to_graph
 from passes.memory import affordable
 from passes.progress import Progress, Silent
-from passes.records import Array, Inputs, Outcome, Plan, Refusal, SearchPoint
+from passes.records import Array, Group, Inputs, Outcome, Plan, Refusal, SearchPoint
 from passes.settings import Settings
 from passes.validate import Judge
 from passes.verdict import EXACT_ERROR
@@ -31,14 +46,16 @@ from passes.workload import Pricer, structures
 RUN_SAMPLES = 32
 """Samples of one run inside the optimiser, where the model takes any number."""
 
-PROBE_SAMPLES = 128
+PROBE_SAMPLES = 64
 """Held-out samples on which sensitivities are measured."""
 
 MADE_UP = 1024
 """Synthetic samples, calibration and evaluation together, when the user has none."""
 
 
-def optimize_model(source: Path | str | onnx.ModelProto, settings: Settings, *, progress: Progress | None = None) -> Outcome:
+def optimize_model(
+    source: Path | str | onnx.ModelProto, settings: Settings, *, progress: Progress | None = None
+) -> Outcome:
     """Make a model smaller and faster for one chip within a budget, and show the evidence.
 
     Args:
@@ -69,9 +86,9 @@ def optimize_model(source: Path | str | onnx.ModelProto, settings: Settings, *, 
         if saved is None:
             simple = exact.simplify(original, backend, settings.batch)
         else:
-            simple = exact.Simplified(
-                model=apply.rewrite(original, saved.exact), steps=saved.exact, refusals=saved.refusals
-            )
+            simple = exact.Simplified(model=original, steps=saved.exact, refusals=saved.refusals)
+        # Carried out once more in one go, as a replay does: both give the same bytes.
+        simple = replace(simple, model=apply.rewrite(original, simple.steps))
     notes = [*loaded.notes, *given.all.notes]
     judge = Judge(original, given.evaluation, threads=settings.threads, batch=RUN_SAMPLES)
     evidence = judge.evidence(simple.model)
@@ -83,7 +100,9 @@ def optimize_model(source: Path | str | onnx.ModelProto, settings: Settings, *, 
     notes.extend(decided.notes)
     model, evidence = (decided.found.model, decided.found.evidence) if decided.found else (simple.model, evidence)
     if saved is not None and not search.within(evidence, settings):
-        raise ValidationFailed("the replayed plan loses more on these inputs than the budget allows; nothing was written")
+        raise ValidationFailed(
+            "the replayed plan loses more on these inputs than the budget allows; nothing was written"
+        )
     with watch.stage("measure", None):
         times = profile.measure(original, model, given.evaluation, batch=settings.batch, threads=settings.threads)
         before, after = (
@@ -137,7 +156,7 @@ class _Decided:
     """What the lossy half of the way came to."""
 
     found: search.Found | None
-    groups: tuple[coupling.Group, ...]
+    groups: tuple[Group, ...]
     refusals: tuple[Refusal, ...]
     points: tuple[SearchPoint, ...]
     notes: tuple[str, ...]
@@ -151,10 +170,17 @@ def _backend(target: str) -> Backend:
 
 
 def _inputs(settings: Settings, model: onnx.ModelProto) -> _Given:
+    if settings.eval_data:
+        given = inputs.load(settings, model)
+        judged = replace(settings, data=settings.eval_data, labels=settings.eval_labels, eval_data=(), eval_labels=None)
+        evaluation = inputs.load(judged, model)
+        evaluation = inputs.take(evaluation, _first(evaluation, settings.eval_samples))
+        calibration = inputs.apart(given, evaluation, samples=settings.samples, seed=settings.seed)
+        return _Given(all=given, calibration=calibration, evaluation=evaluation)
     if settings.data:
         given = inputs.load(settings, model)
     else:
-        given = synthetic.synthesise(model, min(MADE_UP, affordable(model, MADE_UP)), settings.seed)
+        given = synthetic.synthesise(model, affordable(model, MADE_UP), settings.seed)
     calibration, evaluation = inputs.split(
         given, calibration=settings.samples, evaluation=settings.eval_samples, seed=settings.seed
     )
@@ -197,8 +223,8 @@ def _cut(
             with watch.stage("repair", None) as tick:
                 model = apply.mend(bench, model, saved.shrinks, progress=tick)
         point = plan.Point(widths={c.group: len(c.keep) for c in saved.shrinks}, seconds=None, saved=0.0, damage=0.0)
-        result = search.Found(point=point, cuts=saved.shrinks, model=model, evidence=judge.evidence(model))
-        return _Decided(found=result, groups=coupled.groups, refusals=refusals, points=(), notes=())
+        replayed = search.Found(point=point, cuts=saved.shrinks, model=model, evidence=judge.evidence(model))
+        return _Decided(found=replayed, groups=coupled.groups, refusals=refusals, points=(), notes=())
     few = inputs.take(given.evaluation, _first(given.evaluation, PROBE_SAMPLES))
     probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=RUN_SAMPLES)
     with watch.stage("sensitivity", len(bench.offers)) as tick:
@@ -280,7 +306,7 @@ def _read_plan(path: Path) -> Plan:
 def _fits(saved: Plan, loaded: model_io.Loaded) -> None:
     if saved.model_digest != loaded.digest:
         raise PlanError(
-            f"the plan was made for another model (SHA-256 {saved.model_digest[:12]}…, this one has {loaded.digest[:12]}…)"
+            f"the plan was made for another model: SHA-256 {saved.model_digest[:12]}…, this one is {loaded.digest[:12]}…"
         )
     if saved.version != __version__:
         raise PlanError(f"the plan was made by version {saved.version}, this is {__version__}; make the plan again")

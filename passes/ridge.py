@@ -18,7 +18,7 @@ from passes.records import Array, Floats
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge, relative to the mean of the diagonal of the inputs' second moments."""
 
-FIRST = 2
+FIRST = 1
 """Where the descent over the strengths begins: most operators end beside it, and each step is a factorisation."""
 
 ROUNDS = 2
@@ -32,6 +32,10 @@ class Rows:
     x: Array
     y: Array
     base: Array | None = None
+
+
+Solver = Callable[[Floats, Floats], Floats]
+"""E[x y^T] and a start to weights, for one factorisation."""
 
 
 class Moments:
@@ -93,43 +97,48 @@ def fit(
     towards the error behind the ReLU when that helps the held-out rows.
     """
     seen, unseen = Moments(train), Moments(held)
-    strengths = [_strength(seen, unseen, group, start[group], biased) for group in range(len(start))]
+    chosen = [_strength(seen, unseen, group, start[group], biased) for group in range(len(start))]
     everything = seen + unseen
-    weight = _solve(everything, start, strengths, biased)
+    solvers = [
+        None if best is None else _factor(everything.centred(group, biased)[0], best[0])
+        for group, best in enumerate(chosen)
+    ]
+    weight = _solve(everything, start, solvers, biased)
     offset = everything.offset(weight) if biased else np.zeros((len(start), start.shape[2]))
-    if rectified and biased and any(s is not None for s in strengths):
-        first = _solve(seen, start, strengths, biased)
+    if rectified and biased and any(solver is not None for solver in solvers):
+        trial = [None if best is None else best[1] for best in chosen]
+        first = _solve(seen, start, trial, biased)
         first_offset = seen.offset(first)
-        tried = _rectify(seen, train, first, first_offset, strengths)
+        tried = _rectify(seen, train, first, first_offset, trial, rounds=1)
         if _loss(held, *tried) < _loss(held, first, first_offset):
-            return _rectify(everything, [*train, *held], weight, offset, strengths)
+            return _rectify(everything, [*train, *held], weight, offset, solvers, rounds=ROUNDS)
     return weight, offset
 
 
-def _strength(seen: Moments, unseen: Moments, group: int, start: Floats, biased: bool) -> float | None:
-    """The ridge with the least held-out error; None when nothing beats the start."""
+def _strength(seen: Moments, unseen: Moments, group: int, start: Floats, biased: bool) -> tuple[float, Solver] | None:
+    """The ridge with the least held-out error and its solver; None when nothing beats the start."""
     held_xx, held_xy = unseen.centred(group, biased)
+    xx, xy = seen.centred(group, biased)
+    tried: dict[int, tuple[float, Solver | None]] = {}
 
     def held_error(solution: Floats) -> float:
         return float(np.sum(solution * (held_xx @ solution)) - 2 * np.sum(solution * held_xy))
 
-    xx, xy = seen.centred(group, biased)
-    errors: dict[int, float] = {}
-
     def error(number: int) -> float:
-        if number not in errors:
+        if number not in tried:
             solve = _factor(xx, STRENGTHS[number])
-            errors[number] = math.inf if solve is None else held_error(solve(xy, start))
-        return errors[number]
+            tried[number] = (math.inf if solve is None else held_error(solve(xy, start)), solve)
+        return tried[number][0]
 
     best = FIRST
     for step in (1, -1):
         while 0 <= best + step < len(STRENGTHS) and error(best + step) < error(best):
             best += step
-    return STRENGTHS[best] if error(best) < held_error(start) else None
+    loss, solver = error(best), tried[best][1]
+    return (STRENGTHS[best], solver) if solver is not None and loss < held_error(start) else None
 
 
-def _factor(xx: Floats, strength: float) -> Callable[[Floats, Floats], Floats] | None:
+def _factor(xx: Floats, strength: float) -> Solver | None:
     """Solver of (xx + ridge I) W = xy + ridge start; None when xx is not positive."""
     ridge = strength * max(float(np.trace(xx)) / len(xx), 1e-300)
     regular = xx.copy()
@@ -141,20 +150,22 @@ def _factor(xx: Floats, strength: float) -> Callable[[Floats, Floats], Floats] |
     return lambda xy, start: scipy.linalg.cho_solve(factor, xy + ridge * start, check_finite=False)
 
 
-def _solve(moments: Moments, start: Floats, strengths: Sequence[float | None], biased: bool) -> Floats:
+def _solve(moments: Moments, start: Floats, solvers: Sequence[Solver | None], biased: bool) -> Floats:
     result = start.copy()
-    for group, strength in enumerate(strengths):
-        if strength is None:
-            continue
-        xx, xy = moments.centred(group, biased)
-        solve = _factor(xx, strength)
+    for group, solve in enumerate(solvers):
         if solve is not None:
-            result[group] = solve(xy, start[group])
+            result[group] = solve(moments.centred(group, biased)[1], start[group])
     return result
 
 
 def _rectify(
-    moments: Moments, batches: Sequence[Rows], weight: Floats, offset: Floats, strengths: Sequence[float | None]
+    moments: Moments,
+    batches: Sequence[Rows],
+    weight: Floats,
+    offset: Floats,
+    solvers: Sequence[Solver | None],
+    *,
+    rounds: int,
 ) -> tuple[Floats, Floats]:
     """Lower || relu(y + base) - relu(yhat + base) ||^2: where the original is negative, any negative value is right.
 
@@ -163,12 +174,11 @@ def _rectify(
     References: Zhang et al. (2015), asymmetric reconstruction behind a nonlinearity; the closed form is ours.
     """
     weight, offset = weight.copy(), offset.copy()
-    for group, strength in enumerate(strengths):
-        solve = None if strength is None else _factor(moments.centred(group, True)[0], strength)
+    for group, solve in enumerate(solvers):
         if solve is None:
             continue
         start, mean = weight[group].copy(), moments.x[group] / moments.count
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             small, shift = weight[group].astype(np.float32), offset[group].astype(np.float32)
             xz, z = np.zeros_like(start), np.zeros(start.shape[1])
             for rows in batches:

@@ -22,9 +22,9 @@ from passes.validate import Judge
 from passes.verdict import ROUNDING
 
 QUICK_TRIALS = 3
-FULL_TRIALS = 3
-"""Repaired and measured plans of one search. The quick ones repair on a third of the calibration runs and close in on the
-budget from the cautious side; the full ones decide."""
+FULL_TRIALS = 2
+"""Repaired and measured plans of one search. The quick ones repair on a third of the calibration runs and close in
+on the budget from the cautious side; the full ones decide."""
 
 QUICK_SHARE = 3
 

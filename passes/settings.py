@@ -61,6 +61,9 @@ class Settings:
         output: Where the model goes; None means `<stem>.<target>.onnx` beside the source.
         data: Files, folders or `file.py:function` with inputs; empty means synthetic inputs.
         labels: `.npy`/`.npz`/text of class indices, as many as there are samples.
+        eval_data: Inputs on which the budget is measured; empty means a held-out part of `data`. Inputs that the model
+            was trained on flatter the original, so that losses look larger on them than on new ones.
+        eval_labels: Labels of `eval_data`.
         image: How folders of images are prepared.
         max_drop: Largest loss of the metric, a fraction of 1 (0.01 is one point of accuracy).
         max_error: Largest relative L2 of any output on held-out inputs.
@@ -82,6 +85,8 @@ class Settings:
     output: Path | None = None
     data: tuple[str, ...] = ()
     labels: Path | None = None
+    eval_data: tuple[str, ...] = ()
+    eval_labels: Path | None = None
     image: ImagePreparation = ImagePreparation()
     max_drop: float | None = None
     max_error: float | None = None
@@ -115,8 +120,15 @@ class Settings:
         ):
             if value < least:
                 raise SettingsError(f"{name} must be at least {least}; got {value}")
-        if self.max_drop is not None and self.labels is None:
-            raise SettingsError("max_drop needs a metric: give labels, or bound the outputs with max_error instead")
+        if (self.eval_data or self.eval_labels is not None) and not self.data:
+            raise SettingsError("eval_data is judged on, not calibrated on: give data as well")
+        if self.eval_labels is not None and not self.eval_data:
+            raise SettingsError("eval_labels need the eval_data they belong to; give eval_data as well")
+        judged = self.eval_labels if self.eval_data else self.labels
+        if self.max_drop is not None and judged is None:
+            raise SettingsError(
+                "max_drop needs a metric: give labels (eval_labels for eval_data), or bound the outputs with max_error"
+            )
         if self.labels is not None and not self.data:
             raise SettingsError("labels need the data they belong to; give data as well")
         if self.plan is not None and self.plan_only:
@@ -124,7 +136,7 @@ class Settings:
 
     @property
     def error_budget(self) -> float | None:
-        """The bound on the outputs' relative L2: the user's, or the default when neither a budget nor a goal is given."""
+        """The bound on the outputs' relative L2: the user's, or the default without a budget or a goal."""
         if self.max_error is None and self.max_drop is None and self.speedup is None:
             return DEFAULT_MAX_ERROR
         return self.max_error

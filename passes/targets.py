@@ -52,8 +52,14 @@ class Target:
     rectified: bool
 
     def every(self, share: int) -> Target:
-        """The same on every `share`th batch."""
-        return replace(self, chosen=self.chosen[::share], values=self.values[::share], sums=self.sums[::share])
+        """The same on every `share`th batch; a share above 1 is a quick look, which spares the rounds behind a ReLU."""
+        return replace(
+            self,
+            chosen=self.chosen[::share],
+            values=self.values[::share],
+            sums=self.sums[::share],
+            rectified=self.rectified and share == 1,
+        )
 
 
 def record(
