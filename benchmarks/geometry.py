@@ -24,7 +24,8 @@ from passes import apply, candidates, coupling, exact, inputs, model_io, profile
 from passes.candidates import Candidate, Offer
 from passes.graph_io import to_graph
 from passes.memory import affordable
-from passes.records import Array, Inputs, Json, Shrink, digest_feeds
+from passes.records import Array, Json, Shrink
+from passes.samples import Inputs, digest_feeds
 from passes.settings import Geometry
 
 CUTS = (0.25, 0.50)

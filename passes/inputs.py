@@ -17,7 +17,8 @@ import onnx
 from passes.errors import DataError
 from passes.interface import Batching, Slot, batching, inputs_of
 from passes.readers import Block, read, read_npy, read_npz
-from passes.records import Array, Inputs, digest_feeds
+from passes.records import Array
+from passes.samples import Inputs, digest_feeds
 from passes.settings import Settings
 
 __all__ = ["Inputs", "load", "split", "take"]

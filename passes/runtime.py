@@ -18,7 +18,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from passes.errors import ModelError
 from passes.interface import batching, inputs_of
-from passes.records import Array, Inputs
+from passes.records import Array
+from passes.samples import Inputs
 from passes.storage import EXTERNAL_THRESHOLD, save, weight_bytes
 
 ORT_ERRORS: tuple[type[Exception], ...] = (

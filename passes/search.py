@@ -26,6 +26,9 @@ FULL_TRIALS = 2
 """Repaired and measured plans of one search. The quick ones repair on a third of the calibration runs and close in
 on the budget from the cautious side; the full ones decide."""
 
+MORE_TRIALS = 4
+"""Full trials beyond those while nothing has passed: each goes a factor of three less deep."""
+
 QUICK_SHARE = 3
 
 FIRST_DAMAGE = 0.04
@@ -114,8 +117,8 @@ def best(
         floor, low, high = low, -1, min(high + 1, len(points))
         position = _next(points, floor, high) if floor >= 0 or high < len(points) else position
         position = floor if position < 0 else position
-        for _ in range(FULL_TRIALS):
-            if not low < position < high:
+        for number in range(FULL_TRIALS + MORE_TRIALS):
+            if not low < position < high or (found is not None and number >= FULL_TRIALS):
                 break
             trial, good = attempt(position, 1)
             if good:

@@ -17,7 +17,8 @@ import onnx.numpy_helper
 from passes.errors import DataError
 from passes.interface import Slot, batching, inputs_of
 from passes.leaves import HIGHEST, LOWEST, paint
-from passes.records import Array, Floats, Inputs, digest_feeds
+from passes.records import Array, Floats
+from passes.samples import Inputs, digest_feeds
 
 DEFAULT_LENGTH = 16
 """Size of open axes, as of sequences."""

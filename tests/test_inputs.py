@@ -17,7 +17,7 @@ from passes import inputs, runtime
 from passes.errors import DataError
 from passes.inputs import Inputs
 from passes.leaves import HIGHEST, LOWEST, paint
-from passes.records import digest_feeds
+from passes.samples import digest_feeds
 from passes.settings import ImagePreparation, Settings
 from passes.synthetic import synthesise
 
