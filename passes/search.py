@@ -26,6 +26,10 @@ FULL_TRIALS = 2
 """Repaired and measured plans of one search. The quick ones repair on a third of the calibration runs and close in
 on the budget from the cautious side; the full ones decide."""
 
+LIGHT_MACS = 20e9
+LIGHT_TRIALS = 6
+"""Full trials of a network whose calibration runs take fewer multiply-accumulates than that: they cost a second."""
+
 MORE_TRIALS = 4
 """Full trials beyond those while nothing has passed: each goes a factor of three less deep."""
 
@@ -104,7 +108,9 @@ def best(
         tick(1)
         return trial, good
 
-    with progress.stage("search", QUICK_TRIALS + FULL_TRIALS) as tick:
+    work = (market.macs({}) or math.inf) * sum(len(next(iter(feeds.values()))) for feeds in bench.batches)
+    trials = LIGHT_TRIALS if work < LIGHT_MACS else FULL_TRIALS
+    with progress.stage("search", QUICK_TRIALS + trials) as tick:
         low, high = -1, len(points)
         position = _start(points, settings)
         for _ in range(QUICK_TRIALS if settings.repair and len(bench.batches) >= QUICK_SHARE else 0):
@@ -117,8 +123,8 @@ def best(
         floor, low, high = low, -1, min(high + 1, len(points))
         position = _next(points, floor, high) if floor >= 0 or high < len(points) else position
         position = floor if position < 0 else position
-        for number in range(FULL_TRIALS + MORE_TRIALS):
-            if not low < position < high or (found is not None and number >= FULL_TRIALS):
+        for number in range(trials + MORE_TRIALS):
+            if not low < position < high or (found is not None and number >= trials):
                 break
             trial, good = attempt(position, 1)
             if good:
