@@ -112,13 +112,13 @@ _AVX2 = replace(
 )
 
 
-def _instructions() -> str:
-    """The vector instructions of this machine: plain `cpu` means the processor at hand."""
+def instructions(described: Path = Path("/proc/cpuinfo")) -> str:
+    """The variant that fits this machine's vector instructions; where they cannot be read, the common one."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        flags = described.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "avx2"
     return "avx512" if "avx512f" in flags else "avx2"
 
 
-FAMILY = Family(default=_instructions(), variants={"avx512": _AVX512, "avx2": _AVX2})
+FAMILY = Family(default=instructions(), variants={"avx512": _AVX512, "avx2": _AVX2})

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import backends
-from backends import Backend, Fact, Kernel, Matrix, Workload
+from backends import Backend, Fact, Kernel, Matrix, Workload, cpu
 from backends.vocabulary import KNOWN, MATRIX, VECTOR
 from passes.workload import Pricer, structures
 
@@ -104,11 +104,22 @@ def test_names_agree(target: str) -> None:
     assert backends.get(target.upper()) is backend
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("flags : fpu avx2 avx512f avx512dq", "avx512"), ("flags : fpu avx2", "avx2"), (None, "avx2")],
+)
+def test_plain_cpu_is_the_processor_at_hand(flags: str | None, expected: str, tmp_path: Path) -> None:
+    described = tmp_path / "cpuinfo"
+    if flags is not None:
+        described.write_text(flags, encoding="utf-8")
+    assert cpu.instructions(described) == expected
+
+
 def test_a_family_name_means_its_default_variant() -> None:
     defaults = {name: backends.get(name).name for name in backends.names()}
     assert defaults == {
         "ascend": "ascend:310p3",
-        "cpu": "cpu:avx512",
+        "cpu": cpu.FAMILY.variants[cpu.instructions()].name,
         "kunlunxin": "kunlunxin:r200",
         "mlu": "mlu:370",
     }
@@ -273,7 +284,7 @@ def test_digest_follows_values_and_not_words() -> None:
 
 
 def test_alignment_cliffs_of_the_cpu() -> None:
-    backend = backends.get("cpu")
+    backend = backends.get("cpu:avx512")
     assert seconds(backend, conv(62, 64)) > 1.3 * seconds(backend, conv(64, 64))
     assert seconds(backend, conv(1, 1, groups=62)) > 2 * seconds(backend, conv(1, 1, groups=64))
     assert seconds(backend, conv(3, 64)) < 0.5 * seconds(backend, conv(16, 64)), "few channels read plainly"
