@@ -33,7 +33,8 @@ def cell(text: str) -> Text:
 
 def tables(outcome: Outcome, settings: Settings) -> Iterator[Table]:
     """Everything that was looked at, with what was done to it or why not; empty tables are left out."""
-    for made in (_groups(outcome, settings), _operators(outcome), _refusals(outcome.plan), _points(outcome)):
+    made_in_order = (_groups(outcome, settings), _operators(outcome), _twins(outcome))
+    for made in (*made_in_order, _refusals(outcome.plan), _points(outcome)):
         if made.row_count:
             yield made
 
@@ -74,6 +75,14 @@ def _operators(outcome: Outcome) -> Table:
     rows = ((op.name, (op.kind, _matrix(op), ", ".join(done.get(op.name, ("as it was",))))) for op in outcome.operators)
     for (kind, matrix, what), names in _alike(rows):
         made.add_row(cell(names), kind, matrix, cell(what))
+    return made
+
+
+def _twins(outcome: Outcome) -> Table:
+    made = table("operator", "effective rank", "nearest spectrum")
+    for twin in outcome.twins:
+        near = "" if twin.nearest is None or twin.radians is None else f"{twin.nearest}, {twin.radians:.3f} rad"
+        made.add_row(cell(twin.operator), f"{twin.effective_rank:.1f}", cell(near))
     return made
 
 

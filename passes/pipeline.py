@@ -27,8 +27,10 @@ from passes import (
     operators,
     plan,
     profile,
+    redundancy,
     runtime,
     search,
+    spectra,
     statistics,
     synthetic,
     targets,
@@ -109,6 +111,8 @@ def optimize_model(
         before, after = (
             profile.profile(m, backend, settings.batch, t) for m, t in zip((original, model), times, strict=True)
         )
+    rewritten = to_graph(simple.model)
+    known = operators.find(rewritten)
     made = Plan(
         version=__version__,
         model_digest=loaded.digest,
@@ -135,7 +139,8 @@ def optimize_model(
         before=before,
         after=after,
         groups=decided.groups,
-        operators=operators.find(to_graph(simple.model)),
+        operators=known,
+        twins=redundancy.twins(spectra.measure([op for op in known if op.groups == 1], rewritten)),
         points=decided.points,
         notes=tuple(dict.fromkeys(notes)),
         output=written,
@@ -232,11 +237,13 @@ def _cut(
     probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=RUN_SAMPLES)
     with watch.stage("sensitivity", len(bench.offers)) as tick:
         sensitivity = search.sensitivities(bench, probe, backend.channel_step, tick)
-    way = plan.walk(bench.offers, sensitivity, market, backend.channel_step)
+    way = plan.walk(bench.offers, sensitivity, market, backend.channel_step, plan.WORTH)
     result, points = search.best(bench, market, way, sensitivity, judge, settings, watch)
     notes = []
     if len(way) == 1:
-        notes.append(f"no cut of this model saves modelled time on {backend.name}")
+        notes.append(
+            f"no cut of this model is worth its loss on {backend.name}: all together save less than {plan.GAIN:.0%}"
+        )
     elif result is None:
         notes.append("no cut that was tried keeps to the budget: exact rewrites only")
     if pricer.unpriced:

@@ -15,6 +15,12 @@ from passes.coupling import Coupling
 from passes.records import Shrink
 from passes.workload import Pricer, ShapeOf
 
+WORTH = 1e-3
+"""Share of the modelled time below which a move is not offered to the user: it would be smaller but not faster."""
+
+GAIN = 0.02
+"""Share of the modelled time that the deepest plan must save for any cut to be worth its damage."""
+
 LOOK_AHEAD = 6
 """Widths below the present one that compete: enough to see past a tile that saves nothing by halves."""
 
@@ -87,7 +93,9 @@ class _Move:
     saving: float
 
 
-def walk(offers: Sequence[Offer], sensitivity: Mapping[str, float], market: Market, step: int) -> tuple[Point, ...]:
+def walk(
+    offers: Sequence[Offer], sensitivity: Mapping[str, float], market: Market, step: int, worth: float = 0.0
+) -> tuple[Point, ...]:
     """Greedy way from no cut to the deepest: always the move with the least damage per second saved.
 
     Args:
@@ -95,6 +103,8 @@ def walk(offers: Sequence[Offer], sensitivity: Mapping[str, float], market: Mark
         sensitivity: Group name -> output damage per unit of the offer's error.
         market: Prices on the target.
         step: The target's channel step.
+        worth: Share of the whole modelled time that a move must save at least; smaller is not faster. With it, a way
+            that saves less than `GAIN` in all is not gone.
 
     Returns:
         Nested points, the first one without cuts; re-priced lazily: only groups that share a kernel with the
@@ -104,28 +114,32 @@ def walk(offers: Sequence[Offer], sensitivity: Mapping[str, float], market: Mark
     current: dict[str, int] = {}
     whole = market.seconds({})
     points = [Point(widths={}, seconds=whole, saved=0.0, damage=0.0)]
-    moves = {name: _best(offer, sensitivity[name], current, market, step) for name, offer in by_name.items()}
+    least = 0.0 if whole is None else worth * whole
+    moves = {name: _best(offer, sensitivity[name], current, market, step, least) for name, offer in by_name.items()}
     damage = saved = 0.0
     while True:
         open_moves = ((name, move) for name, move in moves.items() if move is not None)
         name, move = min(open_moves, key=lambda pair: (pair[1].ratio, pair[0]), default=("", None))
         if move is None:
-            return tuple(points)
+            pays = whole is None or saved >= (GAIN * whole if worth else 0.0)
+            return tuple(points) if pays else (points[0],)
         current[name] = move.width
         damage, saved = damage + move.damage, saved + move.saving
         seconds = None if whole is None else whole - saved
         points.append(Point(widths=dict(current), seconds=seconds, saved=saved, damage=damage))
         for other in sorted(market.neighbours(name)):
-            moves[other] = _best(by_name[other], sensitivity[other], current, market, step)
+            moves[other] = _best(by_name[other], sensitivity[other], current, market, step, least)
 
 
-def _best(offer: Offer, weight: float, current: Mapping[str, int], market: Market, step: int) -> _Move | None:
+def _best(
+    offer: Offer, weight: float, current: Mapping[str, int], market: Market, step: int, least: float
+) -> _Move | None:
     name = offer.candidate.group.name
     now = current.get(name, offer.units)
     best: _Move | None = None
     for width in [w for w in widths(offer.units, step) if w < now][:LOOK_AHEAD]:
         saving = market.saving(current, name, width)
-        if saving <= 0:
+        if saving <= 0 or saving < least:
             continue
         damage = max(weight * (offer.error(width) - offer.error(now)), 0.0)
         move = _Move(damage / saving, width, damage, saving)

@@ -82,6 +82,23 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Twin:
+    """An operator's place in the redundancy graph (QM-FRG): how rich its spectrum is, and whose is nearest.
+
+    Attributes:
+        operator: Name of the operator.
+        effective_rank: Exponential of the spectral entropy, from 1 to the number of singular values.
+        nearest: Operator with the nearest spectral state; None when there is no other.
+        radians: Fubini-Study distance to it: it can nominate a merge, never certify one.
+    """
+
+    operator: str
+    effective_rank: float
+    nearest: str | None
+    radians: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """Units that must shrink together: one atom of coupling (DESIGN 5).
 
@@ -307,7 +324,8 @@ class Outcome:
         before: Profile of the source.
         after: Profile of the result; modelled figures only with `plan_only`.
         groups: Every group that coupling found, frozen ones too.
-        operators: Every operator with its spectrum's summary.
+        operators: Every operator.
+        twins: Spectra of the operators that are one matrix, and their neighbours in the redundancy graph.
         points: What the search measured, in order.
         notes: Sentences the user should read (synthetic inputs used, nothing fitted the budget, ...).
         output: Where the model was written; None when it was not.
@@ -325,3 +343,4 @@ class Outcome:
     notes: tuple[str, ...]
     output: str | None
     seconds: float
+    twins: tuple[Twin, ...] = ()

@@ -18,8 +18,8 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
 from passes.clustering import cluster_units, cut, kmedoids, medoid, merge_tree
-from passes.distances import NOISE_FLOOR_RADIANS, Integers
-from passes.records import Floats, State
+from passes.distances import NOISE_FLOOR_RADIANS, Integers, effective_rank
+from passes.records import Floats, State, Twin
 
 Node = tuple[str, int]
 Cluster = tuple[Node, ...]
@@ -75,6 +75,24 @@ def connect(
     for i, j, angle in _edges(points, threshold, neighbours):
         graph.add_edge(nodes[i], nodes[j], weight=angle)
     return graph
+
+
+def twins(states: Sequence[State]) -> tuple[Twin, ...]:
+    """Each state's effective rank and nearest neighbour in the redundancy graph, in the order of the states."""
+    graph = connect(states, neighbours=1, threshold=np.pi / 2)
+    found: list[Twin] = []
+    for state in states:
+        node = _node(state)
+        near = min(((edge["weight"], other) for other, edge in graph[node].items()), default=None)
+        found.append(
+            Twin(
+                operator=state.operator,
+                effective_rank=effective_rank(state.singular_values) if state.norm > 0 else 0.0,
+                nearest=None if near is None else near[1][0],
+                radians=None if near is None else float(near[0]),
+            )
+        )
+    return tuple(found)
 
 
 def clusters(

@@ -47,6 +47,7 @@ def to_json(outcome: Outcome, settings: Settings) -> str:
         **sides,
         "groups": [asdict(group) for group in outcome.groups],
         "operators": [asdict(operator) for operator in outcome.operators],
+        "twins": [asdict(twin) for twin in outcome.twins],
         "points": [asdict(point) for point in outcome.points],
         "notes": outcome.notes,
         "output": outcome.output,

@@ -195,3 +195,18 @@ class TestClusters:
             redundancy.clusters(graph, "complete", 3)
         with pytest.raises(ValueError, match="must be components, complete or kmedoids; got 'ward'"):
             redundancy.clusters(graph, "ward")  # type: ignore[arg-type]
+
+
+def test_twins_are_the_nearest_by_brute_force() -> None:
+    generator = np.random.default_rng(3)
+    made = []
+    for number in range(6):
+        values = np.sort(generator.uniform(0.1, 1, 5))[::-1]
+        made.append(State(operator=f"o{number}", index=0, singular_values=values, norm=float(np.linalg.norm(values))))
+    found = redundancy.twins(made)
+    for state, twin in zip(made, found, strict=True):
+        others = [(fubini_study(state.singular_values, o.singular_values), o.operator) for o in made if o is not state]
+        radians, nearest = min(others)
+        assert twin.nearest == nearest and twin.radians == pytest.approx(radians, abs=1e-6)
+        assert 1 <= twin.effective_rank <= 5
+    assert redundancy.twins(made[:1])[0].nearest is None and redundancy.twins([]) == ()
