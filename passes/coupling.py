@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.axes import Atom, Index, Term, atoms, kept, size
+from passes.axes import Atom, Index, Term, atoms, size
 from passes.constants import constant_value
 from passes.records import Array, Group, Site
 from passes.shapes import Shape, infer, input_shapes
@@ -69,14 +69,6 @@ class Coupling:
             for length, full, cut in (
                 (length, size(t), size(t, widths)) for length, t in zip(shape, terms, strict=True)
             )
-        )
-
-    def kept_indices(self, tensor: str, keep: Mapping[int, Index]) -> tuple[tuple[int, Index], ...]:
-        """(axis, indices that stay) for every axis of a tensor that a cut shortens."""
-        return tuple(
-            (axis, kept(term, keep))
-            for axis, term in enumerate(self.terms.get(tensor, ()))
-            if any(atom.key in keep for atom in atoms(term))
         )
 
 

@@ -18,8 +18,7 @@ LIVE_BYTES = 1_000_000_000
 
 def affordable(model: onnx.ModelProto, wanted: int) -> int:
     """Samples, at most `wanted`, whose live tensors fit; at least one."""
-    batch = 1
-    shapes = infer(model, input_shapes(model, batch))
+    shapes = infer(model, input_shapes(model, batch=1))
     last: dict[str, int] = {}
     for number, node in enumerate(model.graph.node):
         for name in reads(node):

@@ -80,7 +80,7 @@ def optimize_model(
     backend = _backend(settings.target)
     with watch.stage("load", None):
         loaded = model_io.load(source)
-        output = _destination(loaded, settings, backend)
+        output = _destination(loaded, settings)
         if saved is not None:
             _fits(saved, loaded)
         original = model_io.prepare(loaded)
@@ -113,6 +113,7 @@ def optimize_model(
         )
     rewritten = to_graph(simple.model)
     known = operators.find(rewritten)
+    twins = redundancy.twins(spectra.measure([op for op in known if op.groups == 1], rewritten))
     made = Plan(
         version=__version__,
         model_digest=loaded.digest,
@@ -140,7 +141,7 @@ def optimize_model(
         after=after,
         groups=decided.groups,
         operators=known,
-        twins=redundancy.twins(spectra.measure([op for op in known if op.groups == 1], rewritten)),
+        twins=twins,
         points=decided.points,
         notes=tuple(dict.fromkeys(notes)),
         output=written,
@@ -217,15 +218,13 @@ def _cut(
             raise PlanError("the plan cuts groups that this version does not find in the model; make the plan again")
         if not saved.shrinks:
             return nothing()
+        if saved.inputs_digest != given.calibration.digest:
+            raise PlanError("the plan was made with other inputs: give the same data, samples and seed as then")
     if settings.exact_only or not found:
         return nothing() if found else nothing("no group of this model can be cut: see --explain")
     with watch.stage("statistics", None):
         bench = _measure(simple.model, graph, coupled, found, given, settings, watch)
-    pricer = Pricer(structures(graph), backend)
-    market = plan.Market(coupled, pricer, [candidate.group.name for candidate in found])
     if saved is not None:
-        if saved.inputs_digest != given.calibration.digest:
-            raise PlanError("the plan was made with other inputs: give the same data, samples and seed as then")
         model = apply.shrink(bench, saved.shrinks)
         if saved.repair:
             with watch.stage("repair", None) as tick:
@@ -233,6 +232,8 @@ def _cut(
         point = plan.Point(widths={c.group: len(c.keep) for c in saved.shrinks}, seconds=None, saved=0.0, damage=0.0)
         replayed = search.Found(point=point, cuts=saved.shrinks, model=model, evidence=judge.evidence(model))
         return _Decided(found=replayed, groups=coupled.groups, refusals=refusals, points=(), notes=())
+    pricer = Pricer(structures(graph), backend)
+    market = plan.Market(coupled, pricer, [candidate.group.name for candidate in found])
     few = inputs.take(given.evaluation, _first(given.evaluation, PROBE_SAMPLES))
     probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=RUN_SAMPLES)
     with watch.stage("sensitivity", len(bench.offers)) as tick:
@@ -298,7 +299,7 @@ def _first(given: Inputs, samples: int) -> Array:
     return np.arange(min(samples, given.samples))
 
 
-def _destination(loaded: model_io.Loaded, settings: Settings, backend: Backend) -> Path | None:
+def _destination(loaded: model_io.Loaded, settings: Settings) -> Path | None:
     if settings.output is not None or loaded.path is None:
         return settings.output
     return loaded.path.with_name(f"{loaded.path.stem}.{settings.target.replace(':', '-')}.onnx")
