@@ -92,7 +92,7 @@ def prepare(network: common.Network, images: Array) -> Workshop:
         offers=(),
         moments=moments,
         batches=batches,
-        targets=targets.record(model, graph, coupled, batches, threads=0, seed=0),
+        recorded=targets.record(model, graph, coupled, batches, consumers=(), threads=0, seed=0),
         threads=0,
     )
     return Workshop(bench=bench, found=found, variance={name: variance[t] for name, (t, _) in scales.items()})

@@ -20,7 +20,8 @@ from passes.records import Array, Shrink, Step
 from passes.repair import repair
 from passes.rewrites.shrink_group import REWRITE, assigned_fold, nystrom_fold
 from passes.statistics import Moments
-from passes.targets import Target
+from passes.targets import Recorded
+from passes.views import refit
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -34,7 +35,7 @@ class Bench:
         offers: One a group that can be cut.
         moments: Second moments of what the consumers read.
         batches: Calibration inputs of the repair, one mapping a run.
-        targets: What the original writes behind its operators on those inputs, by node; empty without repair.
+        recorded: What the original writes behind its operators on those inputs, and what the consumers of groups see.
         threads: Of ONNX Runtime.
     """
 
@@ -44,7 +45,7 @@ class Bench:
     offers: tuple[Offer, ...]
     moments: Mapping[tuple[str, int], Moments]
     batches: Sequence[Mapping[str, Array]]
-    targets: Mapping[str, Target]
+    recorded: Recorded
     threads: int
 
 
@@ -61,7 +62,7 @@ def rewrite(model: onnx.ModelProto, steps: Iterable[Step]) -> onnx.ModelProto:
 
 
 def shrink(bench: Bench, cuts: Sequence[Shrink]) -> onnx.ModelProto:
-    """Cut the groups and fold what was removed into their consumers."""
+    """Cut the groups and fold what was removed into their consumers, refitted tap by tap where that was measured."""
     graph = to_graph(bench.model)
     keep = bench.coupling.keep({cut.group: cut.keep for cut in cuts})
     by_name = {offer.candidate.group.name: offer for offer in bench.offers}
@@ -73,7 +74,10 @@ def shrink(bench: Bench, cuts: Sequence[Shrink]) -> onnx.ModelProto:
         assigned = {by_name[cut.group]: by_name[cut.group].assign(len(cut.keep)) for cut in cuts}
         fold = assigned_fold({o.candidate.atom.key: a for o, a in assigned.items() if a is not None})
     REWRITE.apply(graph, bench.coupling, keep, fold)
-    return to_model(graph, bench.model)
+    model = to_model(graph, bench.model)
+    if not kernel:
+        return model
+    return refit(bench.model, model, bench.coupling, keep, bench.recorded.views, threads=bench.threads)
 
 
 def mend(
@@ -81,17 +85,16 @@ def mend(
     cut: onnx.ModelProto,
     cuts: Sequence[Shrink],
     *,
-    share: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> onnx.ModelProto:
-    """Refit every operator behind the cuts in closed form, on every `share`th calibration run."""
+    """Refit every operator behind the cuts in closed form, on what the cut network gives it."""
     return repair(
         bench.model,
         cut,
         bench.coupling,
         bench.coupling.keep({c.group: c.keep for c in cuts}),
-        bench.batches[::share],
-        {name: target.every(share) for name, target in bench.targets.items()},
+        bench.batches,
+        bench.recorded.targets,
         threads=bench.threads,
         progress=progress,
     )

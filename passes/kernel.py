@@ -54,51 +54,95 @@ def choose(panels: Sequence[Panel]) -> Curve:
     References: DESIGN 3.4; Harbrecht, Peters, Schneider (2012), pivoted Cholesky with exact error control.
     """
     units = len(panels[0].second) // panels[0].block
-    states = [[panel.second.copy(), panel.weight @ panel.second] for panel in panels]
-    floors = [JITTER * max(float(np.trace(panel.second)) / len(panel.second), 1e-300) for panel in panels]
+    states = [_Channels(panel) if panel.block == 1 else _Blocks(panel) for panel in panels]
     left = np.ones(units, dtype=bool)
     order: list[int] = []
-    residual = [sum(float(np.trace(weighted)) for _, weighted in states)]
+    residual = [sum(state.residual for state in states)]
     for _ in range(units):
-        gains = np.zeros(units)
-        for panel, (rest, weighted), floor in zip(panels, states, floors, strict=True):
-            gains += _gains(rest, weighted, panel.block, floor)
+        gains = np.sum([state.gains() for state in states], axis=0)
         gains[~left] = -np.inf
         best = int(np.argmax(gains))
         left[best] = False
         order.append(best)
-        for panel, state, floor in zip(panels, states, floors, strict=True):
-            _eliminate(state, best, panel.block, floor)
-        now = sum(float(np.trace(weighted)) for _, weighted in states)
-        residual.append(min(max(now, 0.0), residual[-1]))
+        for state in states:
+            state.eliminate(best)
+        residual.append(min(max(sum(state.residual for state in states), 0.0), residual[-1]))
     return Curve(np.array(order, dtype=np.intp), np.array(residual))
 
 
-def _gains(rest: Floats, weighted: Floats, block: int, floor: float) -> Floats:
-    units = len(rest) // block
-    if block == 1:
-        diagonal = np.diagonal(rest)
-        moved = np.einsum("ij,ji->i", rest, weighted)
-        return np.where(diagonal > floor, moved / np.maximum(diagonal, floor), 0.0)
-    rows = rest.reshape(units, block, -1)
-    columns = weighted.reshape(-1, units, block)
-    moved = np.einsum("jak,kjb->jab", rows, columns)
-    diagonal = np.einsum("jajb->jab", rest.reshape(units, block, units, block))
-    regular = diagonal + floor * np.eye(block)
-    gains: Floats = np.einsum("jaa->j", np.linalg.solve(regular, moved))
-    return gains
+class _Channels:
+    """The residual R = K - L L^T of one panel of single channels: only its diagonal and that of R H R are kept.
+
+    A step costs four products of a matrix and a vector instead of two updates of whole matrices.
+    """
+
+    def __init__(self, panel: Panel) -> None:
+        self._second, self._weight = panel.second, panel.weight
+        weighted = panel.weight @ panel.second
+        self._floor = _floor(panel)
+        self._diagonal = np.diagonal(panel.second).copy()
+        self._moved: Floats = np.sum(panel.second * weighted.T, axis=1)
+        self._columns = np.zeros((len(panel.second), len(panel.second)), order="F")
+        self._rank = 0
+        self.residual = float(np.trace(weighted))
+
+    def gains(self) -> Floats:
+        """What each channel would remove from the residual."""
+        gains = np.maximum(self._moved, 0.0) / np.maximum(self._diagonal, self._floor)
+        return np.where(self._diagonal > self._floor, gains, 0.0)
+
+    def eliminate(self, unit: int) -> None:
+        """Take a channel as kept: what it explains leaves the residual."""
+        pivot = float(self._diagonal[unit])
+        if pivot <= self._floor:
+            return
+        known = self._columns[:, : self._rank]
+        column = self._second[:, unit] - known @ known[unit]
+        column /= np.sqrt(pivot)
+        pulled = self._weight @ column
+        reached = self._second @ pulled - known @ (known.T @ pulled)
+        lost = float(column @ pulled)
+        self._moved -= 2 * column * reached - lost * column**2
+        self._diagonal -= column**2
+        self._columns[:, self._rank] = column
+        self._rank += 1
+        self.residual -= lost
 
 
-def _eliminate(state: list[Floats], unit: int, block: int, floor: float) -> None:
-    rest, weighted = state
-    span = slice(unit * block, (unit + 1) * block)
-    pivot = rest[span, span]
-    if block == 1 and pivot[0, 0] <= floor:
-        return
-    ridge = floor if block > 1 else 0.0
-    row: Floats = np.asarray(np.linalg.solve(pivot + ridge * np.eye(block), rest[span]), dtype=np.float64)
-    weighted -= weighted[:, span] @ row
-    rest -= rest[:, span].copy() @ row
+class _Blocks:
+    """The same for units of several channels: R and H R are kept whole."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._block = panel.block
+        self._floor = _floor(panel)
+        self._rest = panel.second.copy()
+        self._weighted: Floats = panel.weight @ panel.second
+        self.residual = float(np.trace(self._weighted))
+
+    def gains(self) -> Floats:
+        """What each unit would remove from the residual."""
+        block = self._block
+        units = len(self._rest) // block
+        rows = self._rest.reshape(units, block, -1)
+        columns = self._weighted.reshape(-1, units, block)
+        moved = np.einsum("jak,kjb->jab", rows, columns)
+        diagonal = np.einsum("jajb->jab", self._rest.reshape(units, block, units, block))
+        regular = diagonal + self._floor * np.eye(block)
+        gains: Floats = np.einsum("jaa->j", np.linalg.solve(regular, moved))
+        return gains
+
+    def eliminate(self, unit: int) -> None:
+        """Take a unit as kept: what it explains leaves the residual."""
+        span = slice(unit * self._block, (unit + 1) * self._block)
+        pivot = self._rest[span, span] + self._floor * np.eye(self._block)
+        row: Floats = np.asarray(np.linalg.solve(pivot, self._rest[span]), dtype=np.float64)
+        self._weighted -= self._weighted[:, span] @ row
+        self._rest -= self._rest[:, span].copy() @ row
+        self.residual = float(np.trace(self._weighted))
+
+
+def _floor(panel: Panel) -> float:
+    return JITTER * max(float(np.trace(panel.second)) / len(panel.second), 1e-300)
 
 
 def residual_of(panels: Sequence[Panel], keep: Array) -> float:

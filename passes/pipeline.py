@@ -25,6 +25,7 @@ from passes import (
     inputs,
     model_io,
     operators,
+    parallel,
     plan,
     profile,
     redundancy,
@@ -34,6 +35,7 @@ from passes import (
     statistics,
     synthetic,
     targets,
+    views,
 )
 from passes.errors import PlanError, SettingsError, ValidationFailed
 from passes.graph_io import to_graph
@@ -72,8 +74,12 @@ def optimize_model(
     Raises:
         PassesError: What the user can mend; ValidationFailed when the result cannot be trusted. Nothing is written.
     """
+    with parallel.single_threaded():
+        return _optimize(source, settings, progress or Silent())
+
+
+def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: Progress) -> Outcome:
     started = time.perf_counter()
-    watch = progress or Silent()
     saved = _read_plan(settings.plan) if settings.plan is not None else None
     if saved is not None:
         settings = replace(settings, geometry=saved.geometry, repair=saved.repair, seed=saved.seed, target=saved.target)  # type: ignore[arg-type]
@@ -272,25 +278,37 @@ def _measure(
     )
     by_consumer = {name: variance[tensor] for name, (tensor, _) in scales.items()}
     offers = tuple(
-        candidates.offer(c, graph, coupled, moments, by_consumer, geometry=settings.geometry, seed=settings.seed)
-        for c in found
+        parallel.spread(
+            lambda c: candidates.offer(
+                c, graph, coupled, moments, by_consumer, geometry=settings.geometry, seed=settings.seed
+            ),
+            found,
+            threads=settings.threads,
+        )
     )
     chosen = _first(given.calibration, affordable(model, given.calibration.samples))
     batches = runtime.runs(model, inputs.take(given.calibration, chosen), RUN_SAMPLES)
-    recorded: dict[str, targets.Target] = {}
+    recorded = targets.Recorded(targets={}, views={})
     if settings.repair:
         with watch.stage("targets", None) as tick:
             recorded = targets.record(
-                model, graph, coupled, batches, threads=settings.threads, seed=settings.seed, progress=tick
+                model,
+                graph,
+                coupled,
+                batches,
+                consumers={reader.linear.node for candidate in found for reader in candidate.readers},
+                threads=settings.threads,
+                seed=settings.seed,
+                progress=tick,
             )
     return apply.Bench(
         model=model,
         graph=graph,
         coupling=coupled,
-        offers=offers,
+        offers=views.foresee(offers, recorded.views, coupled, threads=settings.threads),
         moments=moments,
         batches=batches,
-        targets=recorded,
+        recorded=recorded,
         threads=settings.threads,
     )
 

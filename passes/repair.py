@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from passes.axes import Index, kept
 from passes.coupling import Coupling
 from passes.linear import common_layout, stored_layout
+from passes.parallel import spread
 from passes.patches import seen, written
 from passes.records import Array
 from passes.ridge import Rows, fit
@@ -70,7 +71,8 @@ def repair(
             continue
         walker.advance(number)
         name = node.input[target.linear.slot]
-        weight, offset = _refit(target, node, numpy_helper.to_array(weights[name]), bool(bias), coupling, keep, walker)
+        stored = numpy_helper.to_array(weights[name])
+        weight, offset = _refit(target, node, stored, bool(bias), coupling, keep, walker, threads)
         progress(1)
         for tensor, values in ((name, weight), (bias, offset)):
             if tensor and values is not None and np.all(np.isfinite(values)):
@@ -93,15 +95,16 @@ def _refit(
     coupling: Coupling,
     keep: Mapping[int, Index],
     walker: Walker,
+    threads: int,
 ) -> tuple[Array, Array | None]:
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     linear = replace(target.linear, groups=groups)
     kernel = tuple(stored.shape[2:]) if linear.kind == "conv" else ()
     start = common_layout(linear, stored).astype(np.float64)
     channels = kept(coupling.terms[linear.output][linear.out_axis], keep)
-    rows: list[Rows] = []
-    for number, live in enumerate(walker.batches):
-        chosen = target.chosen[number]
+
+    def observed(number: int) -> Rows:
+        live, chosen = walker.batches[number], target.chosen[number]
         x = seen(linear, node, kernel, groups, live[linear.activation], chosen)
         y = target.values[number][:, channels]
         base = None
@@ -109,10 +112,12 @@ def _refit(
             base = written(linear, live[target.operand], chosen)
             y = y + target.sums[number][:, channels] - base
             base = base.reshape(len(base), groups, -1)
-        rows.append(Rows(x, y.reshape(len(y), groups, -1), base))
+        return Rows(x, y.reshape(len(y), groups, -1), base)
+
+    rows = spread(observed, range(len(walker.batches)), threads=threads)
     train, held = _parted(rows)
     flat = start.reshape(*start.shape[:2], -1).transpose(0, 2, 1)
-    weight, offset = fit(train, held, flat, biased=biased, rectified=target.rectified)
+    weight, offset = fit(train, held, flat, biased=biased, rectified=target.rectified, threads=threads)
     solved = stored_layout(linear, weight.transpose(0, 2, 1).reshape(start.shape), kernel).astype(np.float32)
     return solved, offset.ravel().astype(np.float32) if biased else None
 

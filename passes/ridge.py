@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.linalg
 
+from passes.parallel import spread
 from passes.records import Array, Floats
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -34,12 +36,24 @@ class Rows:
     base: Array | None = None
 
 
+CHUNKS = 4
+"""Parts that sums are made of, whatever the number of threads: the last digits must not depend on the machine."""
+
 Solver = Callable[[Floats, Floats], Floats]
 """E[x y^T] and a start to weights, for one factorisation."""
 
 
 class Moments:
     """Sums over observations, per group."""
+
+    @classmethod
+    def of(cls, batches: Sequence[Rows], threads: int) -> Moments:
+        """Sum all batches, in the same order for any number of threads."""
+        parts = [batches[i::CHUNKS] for i in range(CHUNKS) if batches[i::CHUNKS]]
+        total = cls(())
+        for part in spread(cls, parts, threads=threads):
+            total._add(part.count, part.x, part.y, part.xx, part.xy)
+        return total
 
     def __init__(self, batches: Sequence[Rows]) -> None:
         self.count = 0
@@ -89,15 +103,15 @@ class Moments:
 
 
 def fit(
-    train: Sequence[Rows], held: Sequence[Rows], start: Floats, *, biased: bool, rectified: bool
+    train: Sequence[Rows], held: Sequence[Rows], start: Floats, *, biased: bool, rectified: bool, threads: int = 1
 ) -> tuple[Floats, Floats]:
     """Weights (groups, inputs, outputs) and offsets (groups, outputs; zero without a bias).
 
     A group whose best held-out error is that of `start` keeps it. With `rectified`, the least squares are refined
     towards the error behind the ReLU when that helps the held-out rows.
     """
-    seen, unseen = Moments(train), Moments(held)
-    chosen = [_strength(seen, unseen, group, start[group], biased) for group in range(len(start))]
+    seen, unseen = Moments.of(train, threads), Moments.of(held, threads)
+    chosen = spread(lambda g: _strength(seen, unseen, g, start[g], biased, threads), range(len(start)), threads=threads)
     everything = seen + unseen
     solvers = [
         None if best is None else _factor(everything.centred(group, biased)[0], best[0])
@@ -109,13 +123,15 @@ def fit(
         trial = [None if best is None else best[1] for best in chosen]
         first = _solve(seen, start, trial, biased)
         first_offset = seen.offset(first)
-        tried = _rectify(seen, train, first, first_offset, trial, rounds=1)
-        if _loss(held, *tried) < _loss(held, first, first_offset):
-            return _rectify(everything, [*train, *held], weight, offset, solvers, rounds=ROUNDS)
+        tried = _rectify(seen, train, first, first_offset, trial, rounds=1, threads=threads)
+        if _loss(held, *tried, threads) < _loss(held, first, first_offset, threads):
+            return _rectify(everything, [*train, *held], weight, offset, solvers, rounds=ROUNDS, threads=threads)
     return weight, offset
 
 
-def _strength(seen: Moments, unseen: Moments, group: int, start: Floats, biased: bool) -> tuple[float, Solver] | None:
+def _strength(
+    seen: Moments, unseen: Moments, group: int, start: Floats, biased: bool, threads: int
+) -> tuple[float, Solver] | None:
     """The ridge with the least held-out error and its solver; None when nothing beats the start."""
     held_xx, held_xy = unseen.centred(group, biased)
     xx, xy = seen.centred(group, biased)
@@ -124,12 +140,17 @@ def _strength(seen: Moments, unseen: Moments, group: int, start: Floats, biased:
     def held_error(solution: Floats) -> float:
         return float(np.sum(solution * (held_xx @ solution)) - 2 * np.sum(solution * held_xy))
 
+    def attempt(number: int) -> tuple[float, Solver | None]:
+        solve = _factor(xx, STRENGTHS[number])
+        return math.inf if solve is None else held_error(solve(xy, start)), solve
+
     def error(number: int) -> float:
         if number not in tried:
-            solve = _factor(xx, STRENGTHS[number])
-            tried[number] = (math.inf if solve is None else held_error(solve(xy, start)), solve)
+            tried[number] = attempt(number)
         return tried[number][0]
 
+    first = (FIRST, FIRST + 1)
+    tried.update(zip(first, spread(attempt, first, threads=threads), strict=True))
     best = FIRST
     for step in (1, -1):
         while 0 <= best + step < len(STRENGTHS) and error(best + step) < error(best):
@@ -166,6 +187,7 @@ def _rectify(
     solvers: Sequence[Solver | None],
     *,
     rounds: int,
+    threads: int,
 ) -> tuple[Floats, Floats]:
     """Lower || relu(y + base) - relu(yhat + base) ||^2: where the original is negative, any negative value is right.
 
@@ -179,28 +201,32 @@ def _rectify(
             continue
         start, mean = weight[group].copy(), moments.x[group] / moments.count
         for _ in range(rounds):
-            small, shift = weight[group].astype(np.float32), offset[group].astype(np.float32)
-            xz, z = np.zeros_like(start), np.zeros(start.shape[1])
-            for rows in batches:
-                now = rows.x[:, group] @ small + shift
-                base = np.float32(0) if rows.base is None else rows.base[:, group]
-                wanted = rows.y[:, group]
-                aim = np.where(wanted + base > 0, wanted, np.minimum(now, -base))
-                xz += rows.x[:, group].T @ aim
-                z += aim.sum(axis=0, dtype=np.float64)
-            z /= moments.count
+            aimed = partial(_aimed, group=group, weight=weight[group], offset=offset[group])
+            sums = spread(aimed, batches, threads=threads)
+            xz = np.sum([products for products, _ in sums], axis=0, dtype=np.float64)
+            z: Floats = np.sum([total for _, total in sums], axis=0) / moments.count
             weight[group] = solve(xz / moments.count - np.outer(mean, z), start)
             offset[group] = z - mean @ weight[group]
     return weight, offset
 
 
-def _loss(batches: Sequence[Rows], weight: Floats, offset: Floats) -> float:
+def _aimed(rows: Rows, *, group: int, weight: Floats, offset: Floats) -> tuple[Array, Floats]:
+    """X^T Z and the sum of Z for the targets Z of one round of majorisation."""
+    now = rows.x[:, group] @ weight.astype(np.float32) + offset.astype(np.float32)
+    base = np.float32(0) if rows.base is None else rows.base[:, group]
+    wanted = rows.y[:, group]
+    aim = np.where(wanted + base > 0, wanted, np.minimum(now, -base))
+    return rows.x[:, group].T @ aim, aim.sum(axis=0, dtype=np.float64)
+
+
+def _loss(batches: Sequence[Rows], weight: Floats, offset: Floats, threads: int) -> float:
     """Sum of squares behind the ReLU."""
-    total = 0.0
     small, shift = weight.astype(np.float32), offset.astype(np.float32)
-    for rows in batches:
+
+    def one(rows: Rows) -> float:
         now = np.einsum("pgd,gdo->pgo", rows.x, small, optimize=True) + shift
         base = np.float32(0) if rows.base is None else rows.base
         difference = np.maximum(now + base, 0) - np.maximum(rows.y + base, 0)
-        total += float(np.vdot(difference, difference))
-    return total
+        return float(np.vdot(difference, difference))
+
+    return sum(spread(one, batches, threads=threads))

@@ -21,22 +21,34 @@ from passes.settings import Settings
 from passes.validate import Judge
 from passes.verdict import ROUNDING
 
-QUICK_TRIALS = 3
-FULL_TRIALS = 2
-"""Repaired and measured plans of one search. The quick ones repair on a third of the calibration runs and close in
-on the budget from the cautious side; the full ones decide."""
+LOOKS = 2
+"""Plans measured without the sequential repair, each consumer refitted on its own: they cost little and say how the
+loss grows with the predicted damage."""
+
+TRIALS = 3
+"""Repaired and measured plans of one search: these decide."""
 
 LIGHT_MACS = 20e9
 LIGHT_TRIALS = 6
-"""Full trials of a network whose calibration runs take fewer multiply-accumulates than that: they cost a second."""
+"""Repaired trials of a network whose calibration runs take fewer multiply-accumulates than that: they cost a second."""
 
 MORE_TRIALS = 4
-"""Full trials beyond those while nothing has passed: each goes a factor of three less deep."""
+"""Repaired trials beyond those while nothing has passed: each goes a factor of three less deep."""
 
-QUICK_SHARE = 3
+RECOVERY = 0.75
+"""Share of the damage that is left, as a rule, when the sequential repair has absorbed what the refits left."""
 
-FIRST_DAMAGE = 0.04
-"""Predicted damage at which the search begins: repair takes back most of what a cut of this depth loses."""
+AIM = 0.93
+"""Share of the budget that a trial is aimed at: one that fails is lost, one that leaves a little is not."""
+
+FAINT = 0.05
+"""A use of the budget below this is noise; growth is not read from it."""
+
+LARGEST_STEP = 4.0
+"""Most that the predicted damage may grow or fall by from one trial to the next."""
+
+FIRST_DAMAGE = 0.01
+"""Predicted damage at which the search begins when the budget is a drop: a relative error of the outputs of a tenth."""
 
 PROBE_ERROR = 0.05
 """Depth, in residual of the group, at which its effect on the outputs is measured."""
@@ -99,42 +111,73 @@ def best(
     """The fastest measured plan within the budget, None when none is; and all measured points, in order."""
     points = way[1 : _goal(way, settings) + 1]
     seen: list[SearchPoint] = []
-    found: Found | None = None
-
-    def attempt(position: int, share: int) -> tuple[Found, bool]:
-        trial = _try(bench, market, points[position], sensitivity, judge, settings, share, progress)
-        good = within(trial.evidence, settings)
-        seen.append(_record(trial, market, good))
-        tick(1)
-        return trial, good
-
     work = (market.macs({}) or math.inf) * sum(len(next(iter(feeds.values()))) for feeds in bench.batches)
-    trials = LIGHT_TRIALS if work < LIGHT_MACS else FULL_TRIALS
-    with progress.stage("search", QUICK_TRIALS + trials) as tick:
-        low, high = -1, len(points)
+    light = work < LIGHT_MACS
+    looks = LOOKS if settings.repair and not light and settings.speedup is None else 0
+    trials = LIGHT_TRIALS if light else TRIALS
+
+    def attempt(position: int, *, mend: bool) -> tuple[Found, float]:
+        trial = _try(bench, market, points[position], sensitivity, judge, settings, mend, progress)
+        seen.append(_record(trial, market, within(trial.evidence, settings)))
+        tick(1)
+        return trial, _use(trial.evidence, settings)
+
+    found: Found | None = None
+    with progress.stage("search", looks + trials) as tick:
+        growth = _Growth()
         position = _start(points, settings)
-        for _ in range(QUICK_TRIALS if settings.repair and len(bench.batches) >= QUICK_SHARE else 0):
-            if not low < position < high:
-                break
-            _, good = attempt(position, QUICK_SHARE)
-            low, high = (position, high) if good else (low, position)
-            position = _next(points, low, high)
-        # A full repair is better than a quick one: what failed by a little may pass.
-        floor, low, high = low, -1, min(high + 1, len(points))
-        position = _next(points, floor, high) if floor >= 0 or high < len(points) else position
-        position = floor if position < 0 else position
+        for _ in range(looks if points else 0):
+            _, use = attempt(position, mend=False)
+            growth.learn(points[position].damage, use)
+            position = _nearest(points, -1, len(points), growth.aim(points[position].damage))
+        if looks and points:
+            position = _nearest(points, -1, len(points), growth.aim(points[position].damage, RECOVERY))
+            growth = _Growth()
+        low, high = -1, len(points)
         for number in range(trials + MORE_TRIALS):
             if not low < position < high or (found is not None and number >= trials):
                 break
-            trial, good = attempt(position, 1)
-            if good:
+            trial, use = attempt(position, mend=settings.repair)
+            growth.learn(points[position].damage, use)
+            if within(trial.evidence, settings):
                 low, found = position, trial
             else:
                 high = position
-            position = _next(points, max(low, floor if floor < high else -1), high)
-            if found is None and position < 0 and 0 <= floor < high:
-                position = floor
+            aim = growth.aim(points[position].damage)
+            if found is None:
+                aim = min(aim, points[position].damage / (3 if number >= trials - 1 else 1))
+            position = _nearest(points, low, high, aim)
     return found, tuple(seen)
+
+
+class _Growth:
+    """How much of the budget is used per predicted damage: a line through the origin, from what was measured."""
+
+    def __init__(self) -> None:
+        self._products = self._squares = 0.0
+
+    def learn(self, damage: float, use: float) -> None:
+        """One more measured point."""
+        self._products += max(use, FAINT) * damage
+        self._squares += damage**2
+
+    def aim(self, latest: float, share: float = 1.0) -> float:
+        """Damage that will use `AIM` of the budget when only a share of it is left, not too far from the latest."""
+        slope = share * self._products / self._squares if self._squares > 0 else 0.0
+        wanted = AIM / slope if slope > 0 else math.inf
+        return min(max(wanted, latest / LARGEST_STEP), latest * LARGEST_STEP)
+
+
+def _use(evidence: Evidence, settings: Settings) -> float:
+    """Share of the budget that is used up; above 1 it is not kept. Damage is a squared error, and so is this."""
+    used = [0.0]
+    if settings.max_drop is not None:
+        drop = math.inf if evidence.drop is None else evidence.drop
+        used.append(drop / settings.max_drop if settings.max_drop > 0 else (LARGEST_STEP if drop > 0 else 0.0))
+    bound = settings.error_budget
+    if bound is not None:
+        used.append((evidence.worst / bound) ** 2 if bound > 0 else (LARGEST_STEP if evidence.worst > 0 else 0.0))
+    return min(max(used), 1e6)
 
 
 def _goal(way: Sequence[Point], settings: Settings) -> int:
@@ -150,23 +193,16 @@ def _goal(way: Sequence[Point], settings: Settings) -> int:
 def _start(points: Sequence[Point], settings: Settings) -> int:
     if settings.speedup is not None:
         return len(points) - 1
-    return next((i for i, point in enumerate(points) if point.damage >= FIRST_DAMAGE), len(points) - 1)
+    bound = settings.error_budget
+    damage = FIRST_DAMAGE if bound is None else min(AIM * bound**2 / RECOVERY, FIRST_DAMAGE)
+    return next((i for i, point in enumerate(points) if point.damage >= damage), len(points) - 1)
 
 
-def _next(points: Sequence[Point], lowest: int, highest: int) -> int:
-    """Half-way between what passed and what failed, in the logarithm of the damage; a factor of three at the ends."""
-    if highest - lowest <= 1:
-        return -1
-    low = points[lowest].damage if lowest >= 0 else None
-    high = points[highest].damage if highest < len(points) else None
-    if low is not None and high is not None:
-        aim = math.sqrt(max(low, 1e-9) * high)
-    elif low is not None:
-        aim = 2.5 * max(low, 1e-6)
-    else:
-        aim = (high or 0.0) / 3
-    inside = range(lowest + 1, highest)
-    return min(inside, key=lambda i: (abs(math.log(max(points[i].damage, 1e-9)) - math.log(max(aim, 1e-9))), i))
+def _nearest(points: Sequence[Point], low: int, high: int, damage: float) -> int:
+    """The point strictly between two others whose damage is nearest in ratio; `low` itself when there is none."""
+    inside = range(low + 1, high)
+    aim = math.log(max(damage, 1e-12))
+    return min(inside, key=lambda i: (abs(math.log(max(points[i].damage, 1e-12)) - aim), i), default=low)
 
 
 def _try(
@@ -176,14 +212,14 @@ def _try(
     sensitivity: Mapping[str, float],
     judge: Judge,
     settings: Settings,
-    share: int,
+    mend: bool,
     progress: Progress,
 ) -> Found:
     cuts = plan.shrinks(point, bench.offers, sensitivity, market)
     model = apply.shrink(bench, cuts)
-    if settings.repair:
+    if mend:
         with progress.stage("repair", None) as tick:
-            model = apply.mend(bench, model, cuts, share=share, progress=tick)
+            model = apply.mend(bench, model, cuts, progress=tick)
     return Found(point=point, cuts=cuts, model=model, evidence=judge.evidence(model))
 
 

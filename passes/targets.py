@@ -1,23 +1,26 @@
 """What the original network writes behind every linear operator, at sampled rows: recorded once, aimed at often.
 
 The original walks through all calibration inputs one time; each repair of each trial plan then only walks the cut
-network. Row numbers are drawn per operator from the seed, so that both networks are read at the same places.
+network. Row numbers are drawn per operator from the seed, so that both networks are read at the same places. The
+consumers of groups are viewed on the same walk (`passes.views`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from passes.coupling import Coupling
-from passes.linear import Linear, describe
-from passes.patches import choose, positions, written
+from passes.linear import Linear, bias_tensor, describe, takes_means
+from passes.parallel import spread
+from passes.patches import choose, positions, seen, written
 from passes.records import Array
 from passes.segments import Walker, reads
+from passes.views import View, view
 
 LARGEST_FIT = 6000
 """Unknowns per output above this are not refitted: the moments would not fit in memory."""
@@ -26,6 +29,10 @@ ROWS_PER_UNKNOWN = 12
 """Observations for each unknown of an uncut output; a cut one has fewer unknowns and as many rows."""
 
 LEAST_ROWS = 16_384
+VIEWS_PER_UNKNOWN = 1.5
+LEAST_VIEWS = 8_192
+"""Observations of a view: fewer than a fit takes, because plans are compared with it and nothing is written from it."""
+
 MOST_ENTRIES = 100_000_000
 """Rows times unknowns of one operator: what a fit holds in memory at once, 400 MB before the cut."""
 
@@ -51,15 +58,13 @@ class Target:
     sums: tuple[Array, ...]
     rectified: bool
 
-    def every(self, share: int) -> Target:
-        """The same on every `share`th batch; a share above 1 is a quick look, which spares the rounds behind a ReLU."""
-        return replace(
-            self,
-            chosen=self.chosen[::share],
-            values=self.values[::share],
-            sums=self.sums[::share],
-            rectified=self.rectified and share == 1,
-        )
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Recorded:
+    """What one walk of the original leaves behind, by node."""
+
+    targets: Mapping[str, Target]
+    views: Mapping[str, View]
 
 
 def record(
@@ -68,15 +73,17 @@ def record(
     coupling: Coupling,
     batches: Sequence[Mapping[str, Array]],
     *,
+    consumers: Collection[str],
     threads: int,
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> dict[str, Target]:
-    """Targets by node name, for every float32 operator with weights of its own."""
+) -> Recorded:
+    """Targets for every float32 operator with weights of its own, views for those of them that are consumers."""
     shared = _shared(model)
     walker = Walker(model, batches, threads=threads)
     nodes = {node.name: node for node in graph.nodes}
     found: dict[str, Target] = {}
+    views: dict[str, View] = {}
     for number, proto in enumerate(model.graph.node):
         node = nodes[proto.name]
         linear = describe(node, coupling)
@@ -86,7 +93,7 @@ def record(
         unknowns = int(np.prod(weight, dtype=np.int64)) // weight[_output_axis(linear)]
         if unknowns > LARGEST_FIT:
             continue
-        walker.advance(number + 1, keep=[linear.output])
+        walker.advance(number + 1, keep=[linear.output, linear.activation])
         generator = np.random.default_rng([seed, number])
         rows = min(max(ROWS_PER_UNKNOWN * unknowns, LEAST_ROWS), max(MOST_ENTRIES // unknowns, 1))
         rows = -(-rows // len(batches))
@@ -105,8 +112,32 @@ def record(
             sums=sums,
             rectified=_rectified(graph, node, operand is not None),
         )
+        if proto.name in consumers and linear.groups == 1:
+            views[proto.name] = _view(proto, node, linear, unknowns, walker, chosen, threads)
         progress(1)
-    return found
+    return Recorded(targets=found, views=views)
+
+
+def _view(
+    proto: onnx.NodeProto,
+    node: gs.Node,
+    linear: Linear,
+    unknowns: int,
+    walker: Walker,
+    chosen: Sequence[Array],
+    threads: int,
+) -> View:
+    stored = node.inputs[linear.slot].values
+    kernel = tuple(stored.shape[2:]) if linear.kind == "conv" else ()
+    every = max(int(sum(map(len, chosen)) / max(VIEWS_PER_UNKNOWN * unknowns, LEAST_VIEWS)), 1)
+    picked = zip(walker.batches, chosen, strict=True)
+    rows = spread(
+        lambda pair: seen(linear, proto, kernel, 1, pair[0][linear.activation], pair[1][::every])[:, 0],
+        picked,
+        threads=threads,
+    )
+    biased = bias_tensor(node) is not None or takes_means(node, linear)
+    return view(linear, stored, biased, rows, threads=threads)
 
 
 def _output_axis(linear: Linear) -> int:

@@ -21,8 +21,8 @@ DROPPED: Fold = assigned_fold({})
 
 def mended(found: Rig, cut: onnx.ModelProto, keep: Mapping[str, Sequence[int]], *, batch: int = 16) -> onnx.ModelProto:
     batches = found.batches(batch)
-    targets = record(found.model, found.graph, found.coupling, batches, threads=1, seed=0)
-    return repair(found.model, cut, found.coupling, found.coupling.keep(keep), batches, targets, threads=1)
+    recorded = record(found.model, found.graph, found.coupling, batches, consumers=(), threads=1, seed=0)
+    return repair(found.model, cut, found.coupling, found.coupling.keep(keep), batches, recorded.targets, threads=1)
 
 
 def error(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Mapping[str, Array]) -> float:
@@ -247,10 +247,10 @@ def test_progress_is_told_of_every_refitted_operator() -> None:
     found = rig(deep(), samples=16)
     keep = {"n_a": range(8)}
     batches = found.batches(8)
-    targets = record(found.model, found.graph, found.coupling, batches, threads=1, seed=0)
-    assert set(targets) == {"n_a", "n_c", "n_e", "n_y"}
+    recorded = record(found.model, found.graph, found.coupling, batches, consumers=(), threads=1, seed=0)
+    assert set(recorded.targets) == {"n_a", "n_c", "n_e", "n_y"}
     told: list[int] = []
-    arguments = (found.model, found.cut(keep), found.coupling, found.coupling.keep(keep), batches, targets)
+    arguments = (found.model, found.cut(keep), found.coupling, found.coupling.keep(keep), batches, recorded.targets)
     repair(*arguments, threads=1, progress=told.append)
     assert told == [1, 1, 1], "all but the first convolution"
 
