@@ -1,7 +1,8 @@
 """`python -m benchmarks.main_job`: the command that a user types, on ResNet-18 and CIFAR-10, for every chip.
 
-Runs the real command line in a process of its own with calibration images alone, then judges the written model on
-5,000 images that the run never saw. Modelled times are the report's, measured ones ONNX Runtime's on this machine.
+Runs the real command line in a process of its own: calibration images without labels for the repair, a random half of
+the evaluation images for its budget. The written model is judged on the other half, which the run never saw. Modelled
+times are the report's, measured ones ONNX Runtime's on this machine.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ NETWORK = common.NETWORKS["resnet18-cifar10"]
 TARGETS = ("cpu", "ascend", "mlu", "kunlunxin")
 REPEATED = "cpu"
 MAX_DROP = 0.01
+SPLIT_SEED = 0
+"""Of the two halves of the evaluation images; the run's budget is measured on the first."""
+
 BATCHES = (1, 16)
 THREADS = (1, 2)
 TIMING_SECONDS = 6.0
@@ -68,14 +72,15 @@ class Judgement:
 
 
 def run(folder: Path, target: str, name: str, *extra: str) -> Run:
-    """Run the command line for one chip with the folder's calibration images.
+    """Run the command line for one chip with the folder's images.
 
     Raises:
         RuntimeError: It ended with another exit code than 0; the message is what it said.
     """
     output = folder / f"{name}.onnx"
     command = [sys.executable, "-m", "passes.optimize", str(NETWORK.path), "--target", target]
-    command += ["--data", str(folder / "calibration.npz"), "--labels", str(folder / "labels.npy")]
+    command += ["--data", str(folder / "calibration.npz"), "--eval-data", str(folder / "evaluation.npz")]
+    command += ["--eval-labels", str(folder / "labels.npy")]
     command += ["--max-drop", str(MAX_DROP), "--json", "-o", str(output), *extra]
     said, told = folder / f"{name}.json", folder / f"{name}.log"
     started = time.perf_counter()
@@ -202,9 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: dict[str, dict[str, Json]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        calibration, known = NETWORK.images("calib", limit)
-        np.savez(folder / "calibration.npz", input=calibration)
-        np.save(folder / "labels.npy", known)
+        np.savez(folder / "calibration.npz", input=NETWORK.images("calib", limit)[0])
+        shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(images))
+        known, unseen = np.array_split(shuffled, 2)
+        np.savez(folder / "evaluation.npz", input=images[known])
+        np.save(folder / "labels.npy", labels[known])
+        images, labels = images[unseen], labels[unseen]
         for target in (REPEATED,) if options.quick else tuple(str(options.targets).split(",")):
             try:
                 results[target] = _one(folder, target, images, labels, options.repeat and target == REPEATED, console)

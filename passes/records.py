@@ -258,6 +258,7 @@ class Evidence:
         metric: Name of the metric, None when there are no labels.
         metric_before: Of the original, in 0..1.
         metric_after: Of the result.
+        metric_error: Standard error of their difference, from the samples on which only one of the two is right.
     """
 
     samples: int
@@ -266,6 +267,7 @@ class Evidence:
     metric: str | None = None
     metric_before: float | None = None
     metric_after: float | None = None
+    metric_error: float | None = None
 
     @property
     def drop(self) -> float | None:

@@ -138,6 +138,8 @@ def _facts(outcome: Outcome, settings: Settings) -> Table:
         change = f"{readable.percent(evidence.metric_before)} -> {readable.percent(evidence.metric_after)}"
         lost = evidence.metric_before - evidence.metric_after
         moved = f"drop {readable.points(lost)}" if lost >= 0 else f"gain {readable.points(-lost)}"
+        if evidence.metric_error is not None:
+            moved += f" ± {100 * evidence.metric_error:.2f}"
         allowed = "" if settings.max_drop is None else f" (at most {readable.points(settings.max_drop)})"
         made.add_row(cell(evidence.metric), cell(f"{change}, {moved}{allowed}"))
     if evidence.outputs:

@@ -71,7 +71,7 @@ class Judge:
             raise ValidationFailed(f"the result has another interface than the original: {'; '.join(changes)}")
         drifts = {name: _Drift() for name in self._names}
         hits = [0, 0]
-        done = 0
+        changed = done = 0
         for old, new in self._pairs(after):
             for name in self._names:
                 drifts[name].add(*_comparable(name, old[name], new[name]))
@@ -80,8 +80,10 @@ class Judge:
             if self._judged is not None and self._inputs.labels is not None:
                 labels = self._inputs.labels[done : done + len(old[self._judged])]
                 done += len(labels)
-                for side, values in enumerate((old, new)):
-                    hits[side] += int(np.count_nonzero(_top1(values[self._judged]) == labels))
+                right = [_top1(values[self._judged]) == labels for values in (old, new)]
+                for side in (0, 1):
+                    hits[side] += int(np.count_nonzero(right[side]))
+                changed += int(np.count_nonzero(right[0] != right[1]))
         samples = self._inputs.samples
         return Evidence(
             samples=samples,
@@ -92,6 +94,7 @@ class Judge:
             metric=None if self._judged is None else METRIC,
             metric_before=None if self._judged is None else hits[0] / samples,
             metric_after=None if self._judged is None else hits[1] / samples,
+            metric_error=None if self._judged is None else _standard_error(changed, hits[0] - hits[1], samples),
         )
 
     def _pairs(self, after: onnx.ModelProto) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
@@ -211,3 +214,8 @@ def _changes(
             yield what, ", ".join(text for _, text in old.values()), ", ".join(text for _, text in new.values())
     if before[2] != after[2]:
         yield "opsets", str(before[2]), str(after[2])
+
+
+def _standard_error(changed: int, lost: int, samples: int) -> float:
+    """Of the mean of -1, 0 and 1, when `changed` of the samples are not 0 and their sum is `lost`."""
+    return math.sqrt(max(changed - lost**2 / samples, 0.0)) / samples

@@ -32,7 +32,7 @@ NOISE = 1e-4
 ROWS_PER_UNKNOWN = 2
 """Observations below this share of a refit's unknowns would be fitted, not learnt: the fold stays."""
 
-CHUNKS = 4
+CHUNKS = 2
 """Parts that the sums are made of, whatever the number of workers: the last digits must not depend on the machine."""
 
 

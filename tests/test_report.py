@@ -82,6 +82,11 @@ def test_a_gain_of_accuracy_is_a_gain() -> None:
     assert "accuracy 98.90 % -> 99.10 %, gain 0.20 points (at most 1.00 point)" in lines
 
 
+def test_a_drop_is_told_with_its_standard_error() -> None:
+    lines = _lines(with_evidence(metric_after=0.984, metric_error=0.0021))
+    assert "accuracy 98.90 % -> 98.40 %, drop 0.50 points ± 0.21 (at most 1.00 point)" in lines
+
+
 def test_a_long_list_of_cuts_is_shortened_but_explain_has_all() -> None:
     shrinks = tuple(
         Shrink(group=f"g{i:02}", units=8, keep=(0,), predicted_error=0.0, seconds_saved=i * 1e-6) for i in range(25)

@@ -94,6 +94,8 @@ def test_labels_give_the_accuracy_of_both() -> None:
     assert (evidence.metric, evidence.metric_before) == ("top-1 accuracy", 0.75)
     assert evidence.metric_after == pytest.approx(wrong)
     assert evidence.drop == pytest.approx(0.75 - wrong)
+    hits = ((X @ WEIGHT).argmax(axis=1) == labels).astype(float) - ((-X @ WEIGHT).argmax(axis=1) == labels)
+    assert evidence.metric_error == pytest.approx(hits.std() / np.sqrt(len(hits)))
 
 
 def test_scores_may_have_axes_of_size_one() -> None:
