@@ -87,7 +87,12 @@ def couple(graph: gs.Graph, model: onnx.ModelProto, batch: int) -> Coupling:
         for key, entries in found.findings.roles.items()
     }
     edits = tuple(
-        replace(edit, terms=tuple(axes.resolve(term) for term in edit.terms)) for edit in found.findings.edits
+        replace(
+            edit,
+            terms=tuple(axes.resolve(term) for term in edit.terms),
+            reads=tuple(axes.resolve(term) for term in edit.reads),
+        )
+        for edit in found.findings.edits
     )
     groups, atom_of = _groups(graph, found, roles, edits)
     live = {atom for entries in (*terms.values(), *uses.values()) for term in entries for atom in atoms(term)}

@@ -93,7 +93,7 @@ def resize(view: View) -> Outputs:
     if terms is None or shape is None or len(terms) != len(shape) or "axes" in view.node.attrs:
         return view.opaque(f"{view.label} has a shape that is not known")
     crops = view.node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
-    sizes = view.elements(3)
+    sizes = view.targets(3) if view.has(3) else None
     result: list[Term] = []
     for axis, (term, length) in enumerate(zip(terms, shape, strict=True)):
         if size(term) != length or crops:
@@ -102,7 +102,7 @@ def resize(view: View) -> Outputs:
             continue
         result.append(term)
         if sizes is not None and len(sizes) == len(shape):
-            view.follow(sizes[axis], term)
+            view.claim(3, axis, sizes[axis], term)
         elif view.has(3):
             view.axes.freeze(term, f"{view.label}: its size is computed at run time")
     return (tuple(result),)

@@ -6,8 +6,6 @@ that hold a size are reported as edits.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from passes.axes import ONE, Sum, Term, size
 from passes.view import Element, Outputs, Shape, Terms, View
 
@@ -26,16 +24,17 @@ def reshape(view: View) -> Outputs:
             if value > 0:
                 view.edit("shape", position, (result[position],))
         return (result,)
-    elements = view.elements(1)
+    elements = view.targets(1)
     if elements is None or len(elements) != len(result):
         for term in result:
             view.axes.freeze(term, f"{view.label}: its size is computed at run time")
         return (result,)
+    spare = all(element.value != -1 for element in elements)
     for position, (element, term) in enumerate(zip(elements, result, strict=True)):
         if element.value == 0 and not view.integer("allowzero", 0) and position < len(terms):
-            view.require(term, terms[position], "a zero in the target shape copies another axis")
-        else:
-            view.follow(element, term)
+            element = Element(axis=terms[position])
+        if element.value != -1:
+            view.claim(1, position, element, term, inferable=spare)
     return (result,)
 
 
@@ -75,9 +74,7 @@ def concat(view: View) -> Outputs:
     entries = [view.elements(slot) for slot in range(len(operands))]
     if len(shape) == 1 and any(entry is not None for entry in entries):
         joined: list[Element] = []
-        for slot, (entry, terms) in enumerate(zip(entries, known, strict=True)):
-            if entry is not None and len(entry) == 1 and entry[0].read and not entry[0].factors:
-                entry = (replace(entry[0], origin=(view.node.name, slot, 0)),)
+        for entry, terms in zip(entries, known, strict=True):
             joined.extend(entry if entry is not None else [Element()] * size(terms[0]))
         view.set_elements(tuple(joined))
     for terms in known[1:]:
@@ -203,7 +200,7 @@ def pad(view: View) -> Outputs:
 
 def expand(view: View) -> Outputs:
     """Stretched axes take their length from the target shape."""
-    terms, shape, elements = view.terms(0), view.out_shapes[0], view.elements(1)
+    terms, shape, elements = view.terms(0), view.out_shapes[0], view.targets(1)
     if terms is None or shape is None:
         return view.opaque(f"{view.label} has a shape that is not known")
     missing = len(shape) - len(terms)
@@ -215,8 +212,8 @@ def expand(view: View) -> Outputs:
     for axis, term in enumerate(result):
         if elements is None:
             view.axes.freeze(term, f"{view.label}: its size is computed at run time")
-        elif axis >= shift and elements[axis - shift].value != 1:
-            view.follow(elements[axis - shift], term)
+        elif axis >= shift and elements[axis - shift].value not in (1, -1):
+            view.claim(1, axis - shift, elements[axis - shift], term)
     return (result,)
 
 

@@ -208,7 +208,9 @@ SIGNATURES: Mapping[str, Signature] = {
     "Gemm": Signature(rule=values.gemm),
     "MatMul": Signature(rule=values.matmul),
     "BatchNormalization": Signature(pattern=_CHANNELWISE),
-    "InstanceNormalization": Signature(pattern="x[n, c, *s] scale[c] b[c] -> y[n, c, *s]"),
+    "InstanceNormalization": Signature(
+        pattern="x[n, c, *s] scale[c] b[c] -> y[n, c, *s]", freeze={"s": "it is normalised over"}
+    ),
     "LayerNormalization": Signature(rule=values.layer_normalization),
     "RMSNormalization": Signature(rule=values.layer_normalization),
     "GroupNormalization": Signature(rule=values.group_normalization),

@@ -19,7 +19,7 @@ from passes.graphs import STANDARD_DOMAINS, is_readable
 from passes.records import Array
 from passes.shapes import Shape
 from passes.signatures import SIGNATURES
-from passes.view import Edit, Element, Findings, Terms, View
+from passes.view import Edit, Findings, Terms, View
 
 SMALL_BYTES = 1 << 16
 """Larger constants are never read for coupling: they hold no sizes, and one copy a reader would cost too much."""
@@ -70,7 +70,6 @@ class _Tracer:
         self.graph = graph
         self.shapes = dict(shapes)
         self.values: dict[str, Array] = {}
-        self.pinned: dict[tuple[str, int | str, int | None], str] = {}
         self.result = Trace(axes=Axes(), findings=Findings())
         self.axes = self.result.axes
         self.tensors = self.result.tensors
@@ -169,7 +168,6 @@ class _Tracer:
 
     def _freeze_sizes(self, name: str, reason: str) -> None:
         for element in self.findings.elements.get(name, ()):
-            self.pinned.update(dict.fromkeys(element.origins, reason))
             self._freeze_all(element.read, reason)
 
     def _expose(self, name: str, readers: _Readers, reason: str) -> None:
@@ -201,49 +199,36 @@ class _Tracer:
         return bool(roles - {"carries"}) or (not roles and name not in self.values)
 
     def _settle(self) -> None:
-        """Freeze axes whose numbers contradict each other."""
-        self._settle_claims()
-        for a, b, reason in self.findings.requirements:
-            if not self.axes.same(a, b):
-                self.axes.freeze(a, reason)
-                self.axes.freeze(b, reason)
-        seen: dict[tuple[str, int | str, int | None], Edit] = {}
-        for edit in self.findings.edits:
-            key = (edit.node, edit.slot, edit.position)
-            first = seen.setdefault(key, edit)
-            if key in self.pinned:
-                self._freeze_all(edit.terms, self.pinned[key])
-            same = len(first.terms) == len(edit.terms) and all(
-                self.axes.same(a, b) for a, b in zip(first.terms, edit.terms, strict=True)
-            )
-            if not same:
-                for term in (*first.terms, *edit.terms):
-                    self.axes.freeze(term, f"one number of node '{edit.node}' holds the size of two different axes")
+        """Decide for every number that a node takes a length from whether it follows a cut, can be rewritten, or not.
 
-    def _settle_claims(self) -> None:
-        """A size read at run time follows a cut of its own axis; for another axis, a constant takes its place.
-
-        That constant is only possible where the size is known: where the axis runs along a constant tensor.
+        A constant can take the place of what is computed at run time where the axis has one length only: where it
+        runs along constants. One entry of a Reshape's target may be left for the node to infer.
         """
         known = {atom.key for terms in self.result.uses.values() for t in terms for atom in atoms(self.axes.resolve(t))}
-
-        def follows(element: Element, term: Term) -> bool:
-            return element.axis is not None and self.axes.same(element.axis, term)
-
-        claims = self.findings.claims
-        replaced = {element.origin for element, term, _ in claims if not follows(element, term)} - {None}
-        for element, term, reason in claims:
-            if follows(element, term) and element.origin not in replaced:
+        inferred: set[str] = set()
+        for claim in self.findings.claims:
+            element, term = claim.element, self.axes.resolve(claim.term)
+            counted, reads = element.counted, tuple(self.axes.resolve(source) for source in element.read)
+            touched = [atom for source in (term, *reads) for atom in atoms(source)]
+            follows = counted is not None and self.axes.same(counted, term)
+            if follows or all(self.axes.frozen(atom) is not None for atom in touched):
                 continue
-            read = [atom for source in element.read for atom in atoms(self.axes.resolve(source))]
-            if element.origin is not None and all(atom.key in known for atom in read):
-                node, slot, position = element.origin
-                self.findings.edits.append(Edit(node=node, slot=slot, position=position, terms=(term,)))
-                # Where this axis alone is cut, the number that is read from it must not change.
-                if not follows(element, term):
-                    self._freeze_all(element.read, reason)
-            else:
-                self._freeze_all((term, *element.read), reason)
+            static = all(atom.key in known for atom in atoms(term)) or (element.value is not None and not reads)
+            if not static and (not claim.inferable or claim.node in inferred):
+                self._freeze_all((term, *reads), f"node '{claim.node}': its size is computed at run time")
+                continue
+            if not static:
+                inferred.add(claim.node)
+            self.findings.edits.append(
+                Edit(
+                    node=claim.node,
+                    slot=claim.slot,
+                    position=claim.position,
+                    terms=(term,),
+                    reads=reads,
+                    inferred=not static,
+                )
+            )
 
     def _freeze_all(self, terms: Terms, reason: str) -> None:
         for term in terms:

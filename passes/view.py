@@ -27,31 +27,33 @@ class Edit:
 
     Attributes:
         node: Name of the node.
-        slot: Input position of the constant, or name of the attribute.
+        slot: Input position of the number's tensor, or name of the attribute.
         position: Element within it; None for a scalar attribute.
         terms: Axes whose sizes add up to the number.
+        reads: Axes whose sizes the number is computed from at run time: it changes by itself when they are cut.
+        inferred: Whether the node can work the number out from the others (-1 in a Reshape's target).
     """
 
     node: str
     slot: int | str
     position: int | None
     terms: Terms
+    reads: Terms = ()
+    inferred: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Element:
-    """One entry of a small integer tensor that holds sizes.
+    """One entry of a small integer tensor that holds sizes. Nothing known of it: what no cut changes.
 
     Attributes:
-        value: When it is a constant.
-        origin: Where that constant stands, or could stand: node, input slot, position.
+        value: When it is a constant, or computed from `sources`.
         axis: When it is the size of an axis, read at run time: follows a cut by itself.
         factors: When it is a product of such entries.
-        sources: Axes, frozen, that `value` was computed from at run time.
+        sources: Axes that `value` was computed from at run time.
     """
 
     value: int | None = None
-    origin: tuple[str, int, int] | None = None
     axis: Term | None = None
     factors: tuple[Element, ...] = ()
     sources: Terms = ()
@@ -63,18 +65,41 @@ class Element:
         return (*self.sources, *inner) if self.axis is None else (self.axis, *self.sources, *inner)
 
     @property
-    def origins(self) -> tuple[tuple[str, int, int], ...]:
-        """Where its numbers stand."""
-        inner = tuple(origin for factor in self.factors for origin in factor.origins)
-        return inner if self.origin is None else (self.origin, *inner)
+    def counted(self) -> Term | None:
+        """The axis of which the entry is the size whatever is cut; None when there is none."""
+        if self.factors:
+            parts = [factor.counted for factor in self.factors]
+            return None if None in parts else Product(tuple(part for part in parts if part is not None))
+        return self.axis
 
     @property
     def number(self) -> int | None:
-        """Its value, at the probe's batch where it is read at run time; None when it is not known."""
+        """Its value, at the probe's sizes where it is read at run time; None when it is not known."""
         if self.factors:
             numbers = [factor.number for factor in self.factors]
             return None if None in numbers else math.prod(number for number in numbers if number is not None)
         return self.value if self.axis is None else size(self.axis)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """An axis whose length a node takes from an entry of one of its inputs.
+
+    Attributes:
+        node: Name of the node.
+        slot: Input position.
+        position: Entry within it.
+        element: What is known of the entry.
+        term: The axis.
+        inferable: Whether -1 may stand there instead.
+    """
+
+    node: str
+    slot: int
+    position: int
+    element: Element
+    term: Term
+    inferable: bool
 
 
 @dataclass(slots=True)
@@ -83,9 +108,8 @@ class Findings:
 
     roles: dict[tuple[str, int], tuple[tuple[int, Term, str], ...]] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
-    requirements: list[tuple[Term, Term, str]] = field(default_factory=list)
     elements: dict[str, tuple[Element, ...]] = field(default_factory=dict)
-    claims: list[tuple[Element, Term, str]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
 
 
 class View:
@@ -171,10 +195,6 @@ class View:
         """Report a number that must follow a cut."""
         self._findings.edits.append(Edit(node=self.node.name, slot=slot, position=position, terms=terms))
 
-    def require(self, a: Term, b: Term, why: str) -> None:
-        """Report two axes that must keep equal sizes; those that turn out different are frozen."""
-        self._findings.requirements.append((a, b, f"{self.label}: {why}"))
-
     def elements(self, slot: int) -> tuple[Element, ...] | None:
         """Entries of a small integer input, constants with their origin here."""
         if not self.has(slot):
@@ -186,37 +206,24 @@ class View:
         value = self.constant(slot)
         if value is None or value.size > 64 or value.dtype.kind not in "iu":
             return None
-        return tuple(
-            Element(value=int(v), origin=(self.node.name, slot, position)) for position, v in enumerate(np.ravel(value))
-        )
+        return tuple(Element(value=int(v)) for v in np.ravel(value))
 
     def set_elements(self, elements: tuple[Element, ...]) -> None:
         """Say what the entries of the first output are."""
         self._findings.elements[self.node.outputs[0].name] = elements
 
-    def follow(self, element: Element, term: Term) -> None:
-        """Make an axis of the output, whose length the element gives, follow a cut, or freeze it."""
-        if element.axis is not None or element.sources:
-            self._findings.claims.append((element, term, f"{self.label}: its size is computed at run time"))
-        elif element.value is not None and element.origin is not None:
-            if element.value > 0:
-                node, slot, position = element.origin
-                self._findings.edits.append(Edit(node=node, slot=slot, position=position, terms=(term,)))
-        elif element.factors and element.number == size(term):
-            self._follow_product(element.factors, term)
-        else:
-            for axis in (term, *element.read):
-                self.axes.freeze(axis, f"{self.label}: its size is computed at run time")
+    def claim(self, slot: int, position: int, element: Element, term: Term, *, inferable: bool = False) -> None:
+        """Report an axis of the output whose length an entry of an input gives."""
+        self._findings.claims.append(
+            Claim(node=self.node.name, slot=slot, position=position, element=element, term=term, inferable=inferable)
+        )
 
-    def _follow_product(self, factors: tuple[Element, ...], term: Term) -> None:
-        """Factors commute, the axes that they count do not: take the order in which the axis was flattened."""
-        resolved = self.axes.resolve(term)
-        outer = size(resolved.factors[0]) if isinstance(resolved, Product) and resolved.factors else None
-        if factors[0].number != outer and factors[-1].number == outer:
-            factors = factors[::-1]
-        lengths = [factor.number or 1 for factor in factors]
-        for factor, part in zip(factors, self.axes.regroup((term,), lengths, self.label), strict=True):
-            self.follow(factor, part)
+    def targets(self, slot: int) -> tuple[Element, ...] | None:
+        """Entries of an input that holds sizes, unknown ones included; None when not even their number is known."""
+        known, shape = self.elements(slot), self.shape(slot)
+        if known is not None:
+            return known
+        return None if shape is None or len(shape) != 1 else (Element(),) * shape[0]
 
     def fresh(self, index: int = 0) -> Terms | None:
         """New axes for an output."""

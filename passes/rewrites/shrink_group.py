@@ -7,7 +7,6 @@ everything else that runs along the group loses the other indices, and the numbe
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from passes.graphs import set_input
 from passes.kernel import nystrom
 from passes.linear import Linear, UnitAxis, bias_tensor, common_layout, describe, stored_layout, unit_axis
 from passes.records import Array, Floats, Refusal, Step
+from passes.sizes import Names, rewrite_numbers
 from passes.statistics import Moments
 from passes.tracing import is_constant
 
@@ -42,7 +42,7 @@ class ShrinkGroup:
         """Cut the atoms in `keep` to the given units, in place; the graph is a private copy."""
         widths = {key: len(units) for key, units in keep.items()}
         folded: dict[tuple[str, int], int] = {}
-        names = _Names(graph)
+        names = Names(graph)
         for node in graph.nodes:
             linear = describe(node, coupling)
             if linear is None:
@@ -53,27 +53,8 @@ class ShrinkGroup:
             _fold_consumer(node, linear, unit_axis(term, coupling.positional), keep, fold, names)
             folded[node.name, linear.slot] = _summed_axis(coupling, node, linear)
         _cut_constants(graph, coupling, keep, folded, names)
-        _rewrite_numbers(graph, coupling, widths, names)
+        rewrite_numbers(graph, coupling, widths, names)
         _forget_shapes(graph, coupling, widths)
-
-
-class _Names:
-    """Names that are taken, and how often each tensor is read; kept up to date so that no cut searches the graph."""
-
-    def __init__(self, graph: gs.Graph) -> None:
-        self._taken = set(graph.tensors())
-        for inner in graph.subgraphs(recursive=True):
-            self._taken.update(inner.tensors())
-        self.readers = Counter(tensor.name for node in graph.nodes for tensor in node.inputs)
-        self.readers.update(tensor.name for tensor in graph.outputs)
-
-    def constant(self, wanted: str, values: Array) -> gs.Constant:
-        name, count = wanted, 1
-        while name in self._taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self._taken.add(name)
-        return gs.Constant(name, np.ascontiguousarray(values) if values.ndim else values)
 
 
 def nystrom_fold(moments: Mapping[tuple[str, int], Moments], biased: Callable[[Linear], bool]) -> Fold:
@@ -141,7 +122,7 @@ def _expand(term: Term, keep: Mapping[int, Index], assign: Mapping[int, Floats])
 
 
 def _fold_consumer(
-    node: gs.Node, linear: Linear, axis: UnitAxis, keep: Mapping[int, Index], fold: Fold, names: _Names
+    node: gs.Node, linear: Linear, axis: UnitAxis, keep: Mapping[int, Index], fold: Fold, names: Names
 ) -> None:
     matrix, shift = fold(linear, axis, keep)
     stored = node.inputs[linear.slot]
@@ -171,7 +152,7 @@ def _kept_groups(linear: Linear, axis: UnitAxis, keep: Mapping[int, Index]) -> A
     return np.unique(kept(axis.units, keep) // per_group)
 
 
-def _replace(node: gs.Node, slot: int, values: Array, names: _Names) -> None:
+def _replace(node: gs.Node, slot: int, values: Array, names: Names) -> None:
     """Give the node a constant of its own; a tensor that others read keeps its value for them."""
     present = node.inputs[slot] if slot < len(node.inputs) else None
     if isinstance(present, gs.Constant) and names.readers[present.name] == 1:
@@ -209,7 +190,7 @@ def _cut_constants(
     coupling: Coupling,
     keep: Mapping[int, Index],
     folded: Mapping[tuple[str, int], int],
-    names: _Names,
+    names: Names,
 ) -> None:
     """Take the kept indices of every constant; readers that keep different ones no longer share it."""
     uses: dict[str, list[_Use]] = {}
@@ -255,43 +236,6 @@ def _terms_of_use(coupling: Coupling, node: gs.Node, slot: int) -> tuple[Term, .
         # Folding may have made it, or have given a bias of one value a value an output.
         return (channels,) if tuple(tensor.shape) == (size(channels),) else terms
     return terms
-
-
-def _rewrite_numbers(graph: gs.Graph, coupling: Coupling, widths: Mapping[int, int], names: _Names) -> None:
-    """Only numbers that a cut changes: others were measured at the probe's batch."""
-    numbers: dict[tuple[str, int | str], dict[int | None, int]] = {}
-    changed: dict[tuple[str, int | str], set[int | None]] = {}
-    for edit in coupling.edits:
-        value = sum(size(term, widths) for term in edit.terms)
-        numbers.setdefault((edit.node, edit.slot), {})[edit.position] = value
-        if value != sum(size(term) for term in edit.terms):
-            changed.setdefault((edit.node, edit.slot), set()).add(edit.position)
-    nodes = {node.name: node for node in graph.nodes}
-    for (name, slot), positions in changed.items():
-        node, values = nodes[name], numbers[name, slot]
-        some = {position: values[position] for position in positions}
-        if isinstance(slot, str):
-            old = node.attrs.get(slot)
-            node.attrs[slot] = _edited(old, values if old is None else some)
-            continue
-        stored = constant_of(node.inputs[slot]) if slot < len(node.inputs) else None
-        if stored is not None:
-            flat = np.array(_edited(stored.ravel().tolist(), some), dtype=stored.dtype).reshape(stored.shape)
-        else:
-            # A Split into equal parts: from now on it says how long each part is.
-            node.attrs.pop("num_outputs", None)
-            flat = np.array(_edited(None, values), dtype=np.int64)
-        set_input(node, slot, names.constant(f"{name}.input{slot}.resized", flat))
-
-
-def _edited(old: list[int] | int | None, values: Mapping[int | None, int]) -> list[int] | int:
-    if None in values:
-        return values[None]
-    known = {position: value for position, value in values.items() if position is not None}
-    new = list(old) if isinstance(old, (list, tuple)) else [0] * (max(known) + 1)
-    for position, value in known.items():
-        new[position] = value
-    return new
 
 
 def _forget_shapes(graph: gs.Graph, coupling: Coupling, widths: Mapping[int, int]) -> None:

@@ -1,0 +1,466 @@
+"""Transformers written out by hand: ViT, Swin, BERT, GPT, LLaMA, encoder-decoder, two towers, experts, MLP-Mixer.
+
+Attention is spelled in the ways that exporters meet: fused or separate projections, chunk or unbind or split, einsum,
+grouped queries, rotary embeddings, causal masks, relative biases, key-value caches.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.architectures.catalogue import BATCH, SEQUENCE, Architecture, image, tokens
+
+WIDTH, HEADS = 32, 4
+
+
+class Attention(nn.Module):
+    """Self- or cross-attention in one of many spellings."""
+
+    def __init__(self, kind: str, bias: bool = True, causal: bool = False) -> None:
+        super().__init__()
+        self.kind, self.causal = kind, causal
+        self.fused = kind in ("unbind", "chunk", "split", "heads-first")
+        if self.fused:
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias)
+        else:
+            self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH, bias) for _ in range(3))
+        self.o = nn.Linear(WIDTH, WIDTH, bias)
+
+    def project(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [batch, heads, length, width of a head]."""
+        n, length, _ = x.shape
+        inner = WIDTH // HEADS
+        if self.kind == "unbind":
+            q, k, v = self.qkv(x).reshape(n, length, 3, HEADS, inner).permute(2, 0, 3, 1, 4).unbind(0)
+            return q, k, v
+        if self.kind == "heads-first":
+            q, k, v = self.qkv(x).view(n, length, HEADS, 3 * inner).transpose(1, 2).chunk(3, -1)
+            return q, k, v
+        parts = self.qkv(x).chunk(3, -1) if self.kind == "chunk" else None
+        if self.kind == "split":
+            parts = self.qkv(x).split(WIDTH, 2)
+        q, k, v = parts if parts is not None else (self.q(x), self.k(memory), self.v(memory))
+        return tuple(t.view(t.shape[0], -1, HEADS, inner).transpose(1, 2) for t in (q, k, v))  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = self.project(x, x if memory is None else memory)
+        if self.kind in ("sdpa", "chunk"):
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
+        else:
+            if self.kind == "einsum":
+                score = torch.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(q.shape[-1])
+            else:
+                score = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            if self.causal:
+                hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+                score = score.masked_fill(hidden, -1e9)
+            if mask is not None:
+                score = score + mask
+            weight = score.softmax(-1)
+            y = torch.einsum("bhij,bhjd->bhid", weight, v) if self.kind == "einsum" else weight @ v
+        return self.o(y.transpose(1, 2).reshape(n, length, WIDTH))
+
+
+class Rms(nn.Module):
+    """Root-mean-square normalisation, written out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+class Gated(nn.Module):
+    """Gated feed-forward: separate projections or one that is halved."""
+
+    def __init__(self, fused: bool = False, act: str = "silu") -> None:
+        super().__init__()
+        self.fused, self.act = fused, act
+        self.up = nn.Linear(WIDTH, 160 if fused else 80, bias=False)
+        self.gate = nn.Identity() if fused else nn.Linear(WIDTH, 80, bias=False)
+        self.down = nn.Linear(80, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, gate = self.up(x).chunk(2, -1) if self.fused else (self.up(x), self.gate(x))
+        return self.down(up * getattr(F, self.act)(gate))
+
+
+def feed(act: type[nn.Module] = nn.GELU) -> nn.Module:
+    """Two linear layers."""
+    return nn.Sequential(nn.Linear(WIDTH, 96), act(), nn.Linear(96, WIDTH))
+
+
+class Block(nn.Module):
+    """Normalise first or last, attend, feed forward."""
+
+    def __init__(self, attention: nn.Module, after: bool = False, norm: type[nn.Module] = nn.LayerNorm) -> None:
+        super().__init__()
+        self.attention, self.feed, self.after = attention, feed(), after
+        self.norms = nn.ModuleList([norm(WIDTH), norm(WIDTH)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.after:
+            x = self.norms[0](x + self.attention(x))
+            return self.norms[1](x + self.feed(x))
+        x = x + self.attention(self.norms[0](x))
+        return x + self.feed(self.norms[1](x))
+
+
+class VisionTransformer(nn.Module):
+    """Patches, class token or mean, learned positions."""
+
+    def __init__(self, kind: str, token: bool) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, WIDTH, 8, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH)) if token else None
+        self.place = nn.Parameter(torch.randn(1, 17 if token else 16, WIDTH))
+        self.blocks = nn.Sequential(Block(Attention(kind)), Block(Attention(kind)))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        if self.token is not None:
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        x = self.norm(self.blocks(x + self.place))
+        return self.head(x[:, 0] if self.token is not None else x.mean(1))
+
+
+class Window(nn.Module):
+    """Swin: attention in shifted windows with a relative bias."""
+
+    def __init__(self, width: int, heads: int, shift: int) -> None:
+        super().__init__()
+        self.heads, self.shift, self.side = heads, shift, 4
+        self.qkv, self.o = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.table = nn.Parameter(torch.randn(49, heads))
+        place = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")).flatten(1)
+        apart = place[:, :, None] - place[:, None, :] + 3
+        self.register_buffer("index", apart[0] * 7 + apart[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, h, w, c = x.shape
+        side = self.side
+        y = self.norms[0](x)
+        if self.shift:
+            y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
+        y = y.view(n, h // side, side, w // side, side, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, side * side, c)
+        q, k, v = self.qkv(y).reshape(-1, side * side, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.index.view(-1)].view(side * side, side * side, -1).permute(2, 0, 1)
+        weight = (q * (c // self.heads) ** -0.5 @ k.transpose(-2, -1) + bias).softmax(-1)
+        y = self.o((weight @ v).transpose(1, 2).reshape(-1, side * side, c))
+        y = y.view(n, h // side, w // side, side, side, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
+        if self.shift:
+            y = torch.roll(y, (self.shift, self.shift), (1, 2))
+        x = x + y
+        return x + self.feed(self.norms[1](x))
+
+
+class Merge(nn.Module):
+    """Swin: four neighbours become one token of twice the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.reduce = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        corners = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
+        return self.reduce(self.norm(torch.cat(corners, -1)))
+
+
+class Swin(nn.Module):
+    """Two stages of windows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.body = nn.Sequential(Window(16, 2, 0), Window(16, 2, 2), Merge(16), Window(32, 4, 0))
+        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.patch(x).permute(0, 2, 3, 1))
+        return self.head(self.norm(x).mean((1, 2)))
+
+
+class Language(nn.Module):
+    """Token and place embeddings, blocks, a head (tied or not)."""
+
+    def __init__(self, kind: str, after: bool, causal: bool, tied: bool, padded: bool = False) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(64, WIDTH), nn.Embedding(48, WIDTH)
+        self.blocks = nn.Sequential(*(Block(Attention(kind, causal=causal), after) for _ in range(2)))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 64, bias=False)
+        if tied:
+            self.head.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        return self.head(self.norm(self.blocks(x)))
+
+
+class MaskedLanguage(Language):
+    """BERT with a padding mask, a pooler and a classifier."""
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        bias = (1.0 - mask[:, None, None, :].float()) * -1e9
+        for block in self.blocks:
+            x = block.norms[0](x + block.attention(x, mask=bias))
+            x = block.norms[1](x + block.feed(x))
+        return self.head(torch.tanh(x[:, 0]))
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding in halves."""
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat([-b, a], -1) * sin
+
+
+class Grouped(nn.Module):
+    """LLaMA attention: fewer keys than queries, rotary, optionally with a cache."""
+
+    def __init__(self, shared: int, repeat: str, bias: bool, normed: bool) -> None:
+        super().__init__()
+        self.shared, self.repeat = shared, repeat
+        self.q, self.o = nn.Linear(WIDTH, WIDTH, bias), nn.Linear(WIDTH, WIDTH, bias)
+        self.k, self.v = nn.Linear(WIDTH, 8 * shared, bias), nn.Linear(WIDTH, 8 * shared, bias)
+        self.norms = nn.ModuleList([Rms(8), Rms(8)]) if normed else None
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
+        n, length, _ = x.shape
+        q = self.q(x).view(n, length, HEADS, 8).transpose(1, 2)
+        k, v = (p(x).view(n, length, self.shared, 8).transpose(1, 2) for p in (self.k, self.v))
+        if self.norms is not None:
+            q, k = self.norms[0](q), self.norms[1](k)
+        q, k = rotated(q, cos, sin), rotated(k, cos, sin)
+        if cache is not None:
+            k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
+        new = (k, v)
+        copies = HEADS // self.shared
+        if self.repeat == "expand":
+            k, v = (t[:, :, None].expand(-1, -1, copies, -1, -1).reshape(n, HEADS, -1, 8) for t in (k, v))
+        elif self.repeat == "interleave":
+            k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
+        else:
+            q = q.view(n, self.shared, copies, length, 8)
+            k, v = k[:, :, None], v[:, :, None]
+        score = q @ k.transpose(-2, -1) / math.sqrt(8)
+        score = score + torch.full((length, score.shape[-1]), -1e9).triu(1 + score.shape[-1] - length)
+        y = (score.softmax(-1) @ v).reshape(n, HEADS, length, 8).transpose(1, 2).reshape(n, length, WIDTH)
+        return (self.o(y), *new)
+
+
+class Llama(nn.Module):
+    """Grouped queries, rotary embeddings, RMS normalisation, gated feed-forward; experts instead where asked for."""
+
+    def __init__(
+        self, shared: int, repeat: str, bias: bool = False, normed: bool = False, fused: bool = False, experts: str = ""
+    ) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(64, WIDTH), nn.Linear(WIDTH, 64, bias=False)
+        self.attention = nn.ModuleList([Grouped(shared, repeat, bias, normed) for _ in range(2)])
+        self.feeds = nn.ModuleList([Experts(experts) if experts else Gated(fused) for _ in range(2)])
+        self.norms = nn.ModuleList([Rms(WIDTH) for _ in range(5)])
+        self.register_buffer("speed", 1e4 ** -(torch.arange(0, 8, 2) / 8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        angle = torch.outer(torch.arange(ids.shape[1]).float(), self.speed)
+        cos, sin = (f(torch.cat([angle, angle], -1)) for f in (torch.cos, torch.sin))
+        for index, (attention, feeding) in enumerate(zip(self.attention, self.feeds, strict=True)):
+            x = x + attention(self.norms[2 * index](x), cos, sin)[0]
+            x = x + feeding(self.norms[2 * index + 1](x))
+        return self.head(self.norms[4](x))
+
+
+class Cached(nn.Module):
+    """One decoding step with a key-value cache in and out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.attention, self.feed = nn.Embedding(64, WIDTH), Grouped(2, "expand", False, False), Gated()
+        self.norms, self.head = nn.ModuleList([Rms(WIDTH) for _ in range(3)]), nn.Linear(WIDTH, 64)
+        self.register_buffer("speed", 1e4 ** -(torch.arange(0, 8, 2) / 8))
+
+    def forward(self, ids: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+        past = keys.shape[2]
+        angle = torch.outer(torch.arange(past, past + ids.shape[1]).float(), self.speed)
+        cos, sin = (f(torch.cat([angle, angle], -1)) for f in (torch.cos, torch.sin))
+        x = self.words(ids)
+        y, k, v = self.attention(self.norms[0](x), cos, sin, (keys, values))
+        x = x + y
+        x = x + self.feed(self.norms[1](x))
+        return self.head(self.norms[2](x)), k, v
+
+
+class Experts(nn.Module):
+    """Mixture of experts, all of them computed: a loop over linear layers, or one product over stacked weights."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.router = nn.Linear(WIDTH, 4, bias=False)
+        if kind == "loop":
+            self.experts = nn.ModuleList([feed(nn.SiLU) for _ in range(4)])
+        else:
+            self.up = nn.Parameter(torch.randn(4, WIDTH, 96) * 0.1)
+            self.down = nn.Parameter(torch.randn(4, 96, WIDTH) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.router(x)
+        if self.kind == "top":
+            best = score.topk(2, -1)
+            score = torch.full_like(score, -1e9).scatter(-1, best.indices, best.values)
+        weight = score.softmax(-1)
+        if self.kind == "loop":
+            return sum(weight[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))  # type: ignore[return-value]
+        if self.kind == "einsum":
+            y = F.gelu(torch.einsum("bld,edf->belf", x, self.up))
+            return torch.einsum("belf,efd,ble->bld", y, self.down, weight)
+        y = F.silu(x[:, None] @ self.up) @ self.down
+        return (y * weight.permute(0, 2, 1)[..., None]).sum(1)
+
+
+class EncoderDecoder(nn.Module):
+    """Whisper: 1-D convolutions over a spectrogram, encoder, decoder with cross-attention."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.listen = nn.ModuleList([nn.Conv1d(20, WIDTH, 3, padding=1), nn.Conv1d(WIDTH, WIDTH, 3, 2, 1)])
+        self.place, self.words = nn.Parameter(torch.randn(16, WIDTH)), nn.Embedding(64, WIDTH)
+        self.encoder = Block(Attention(kind, bias=False))
+        self.own, self.cross, self.feed = Attention(kind, causal=True), Attention("sdpa"), feed()
+        self.norms, self.head = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(5)]), nn.Linear(WIDTH, 64)
+
+    def forward(self, sound: Tensor, ids: Tensor) -> Tensor:
+        memory = F.gelu(self.listen[1](F.gelu(self.listen[0](sound)))).permute(0, 2, 1) + self.place
+        memory = self.norms[0](self.encoder(memory))
+        x = self.words(ids)
+        x = x + self.own(self.norms[1](x))
+        x = x + self.cross(self.norms[2](x), memory)
+        return self.head(self.norms[4](x + self.feed(self.norms[3](x))))
+
+
+class TwoTowers(nn.Module):
+    """CLIP: an image and a text tower, cosine similarity."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.image, self.text = VisionTransformer(kind, True), Language(kind, False, True, False)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.project = nn.Linear(64, 10, bias=False)
+
+    def forward(self, image: Tensor, ids: Tensor) -> Tensor:
+        a, b = self.image(image), self.project(self.text(ids)[:, -1])
+        a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
+        return self.scale.exp() * a @ b.t()
+
+
+class Mixer(nn.Module):
+    """MLP-Mixer: one MLP over the patches, one over the channels; or gMLP's spatial gate, or ResMLP's affine."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.norms = kind, nn.ModuleList([nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)])
+        self.over = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) if kind == "mixer" else nn.Linear(16, 16)
+        self.feed, self.gate_norm = feed(), nn.LayerNorm(48)
+        self.up, self.down = nn.Linear(WIDTH, 96), nn.Linear(48, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "gmlp":
+            a, b = F.gelu(self.up(self.norms[0](x))).chunk(2, -1)
+            return x + self.down(a * self.over(self.gate_norm(b).transpose(1, 2)).transpose(1, 2))
+        x = x + self.over(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        return x + self.feed(self.norms[1](x))
+
+
+class Patches(nn.Module):
+    """Patches, blocks, mean, classifier."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.patch, self.body = nn.Conv2d(3, WIDTH, 8, 8), nn.Sequential(*blocks)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.body(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
+
+
+def _entry(name: str, family: str, build: object, inputs: object, dynamic: object) -> Architecture:
+    return Architecture(name=name, family=family, build=build, inputs=inputs, dynamic=dynamic)  # type: ignore[arg-type]
+
+
+def _text(name: str, family: str, build: object) -> Architecture:
+    return _entry(name, family, build, tokens(), SEQUENCE)
+
+
+def _cache() -> tuple[Tensor, ...]:
+    return torch.randint(0, 64, (2, 1)), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
+
+
+_CACHE = {0: {0: "batch"}, 1: {0: "batch", 2: "past"}, 2: {0: "batch", 2: "past"}}
+_LISTEN = {0: {0: "batch"}, 1: {0: "batch", 1: "sequence"}}
+
+ENTRIES: tuple[Architecture, ...] = (
+    *(
+        _entry(f"vit-{kind}", "ViT", lambda k=kind: VisionTransformer(k, k != "einsum"), image(), BATCH)
+        for kind in ("unbind", "chunk", "separate", "sdpa", "einsum", "heads-first")
+    ),
+    _entry("vit-fixed", "ViT", lambda: VisionTransformer("unbind", True), image(batch=1), {}),
+    _entry("swin", "Swin", Swin, image(), BATCH),
+    _text("bert-post", "BERT", lambda: Language("separate", True, False, False)),
+    _entry(
+        "bert-masked",
+        "BERT",
+        lambda: MaskedLanguage("separate", True, False, False),
+        lambda: (torch.randint(0, 64, (2, 10)), torch.ones(2, 10, dtype=torch.int64)),
+        {0: {0: "batch", 1: "sequence"}, 1: {0: "batch", 1: "sequence"}},
+    ),
+    _text("gpt-split", "GPT", lambda: Language("split", False, True, False)),
+    _text("gpt-tied", "GPT", lambda: Language("chunk", False, True, True)),
+    _entry("gpt-fixed", "GPT", lambda: Language("split", False, True, False), tokens(), {}),
+    _text("llama-expand", "LLaMA", lambda: Llama(2, "expand")),
+    _text("llama-interleave", "LLaMA", lambda: Llama(2, "interleave")),
+    _text("llama-broadcast", "LLaMA", lambda: Llama(2, "broadcast")),
+    _text("llama-all-heads", "LLaMA", lambda: Llama(4, "expand")),
+    _text("llama-one-key", "LLaMA", lambda: Llama(1, "expand")),
+    _text("qwen-normed", "LLaMA", lambda: Llama(2, "expand", bias=True, normed=True)),
+    _text("phi-fused-gate", "LLaMA", lambda: Llama(2, "expand", fused=True)),
+    _entry("llama-cached", "LLaMA", Cached, _cache, _CACHE),
+    _text("moe-loop", "MoE", lambda: Llama(4, "expand", experts="loop")),
+    _text("moe-stacked", "MoE", lambda: Llama(4, "expand", experts="stacked")),
+    _text("moe-einsum", "MoE", lambda: Llama(4, "expand", experts="einsum")),
+    _text("moe-top", "MoE", lambda: Llama(4, "expand", experts="top")),
+    *(
+        _entry(
+            f"whisper-{kind}",
+            "encoder-decoder",
+            lambda k=kind: EncoderDecoder(k),
+            lambda: (torch.randn(2, 20, 32), torch.randint(0, 64, (2, 6))),
+            _LISTEN,
+        )
+        for kind in ("separate", "sdpa")
+    ),
+    *(
+        _entry(
+            f"clip-{kind}",
+            "two towers",
+            lambda k=kind: TwoTowers(k),
+            lambda: (torch.randn(2, 3, 32, 32), torch.randint(0, 64, (2, 6))),
+            _LISTEN,
+        )
+        for kind in ("sdpa", "split")
+    ),
+    *(
+        _entry(kind, "MLP-Mixer", lambda k=kind: Patches([Mixer(k), Mixer(k)]), image(), BATCH)
+        for kind in ("mixer", "gmlp", "resmlp")
+    ),
+)
