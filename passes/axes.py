@@ -224,6 +224,8 @@ class Axes:
         total = size(term)
         if length == total:
             return term, _sum([])
+        if length == 0:
+            return _sum([]), term
         if isinstance(term, Sum):
             first, others = term.parts[0], list(term.parts[1:])
             if size(first) == length:

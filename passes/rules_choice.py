@@ -6,7 +6,7 @@ A rule reads a `View`, states equations on its axes and gives the terms of the n
 from __future__ import annotations
 
 from passes.axes import Product, Term, size
-from passes.view import Outputs, View
+from passes.view import Outputs, Terms, View
 
 
 def gather(view: View) -> Outputs:
@@ -124,3 +124,107 @@ def depth_to_space(view: View) -> Outputs:
     first = view.node.attrs.get("mode", "DCR") == "DCR"
     view.axes.unify(Product((block, channels) if first else (channels, block)), terms[1], view.label)
     return ((terms[0], channels, *places),)
+
+
+def gather_nd(view: View) -> Outputs:
+    """x[*b, *k, *r] i[*b, *j, k] -> y[*b, *j, *r]: the axes chosen from keep their numbering, the rest pass."""
+    data, index, shape = view.terms(0), view.terms(1), view.out_shapes[0]
+    if data is None or index is None or shape is None:
+        return view.opaque(f"{view.label} reads a tensor of unknown shape")
+    batch = view.integer("batch_dims", 0)
+    chosen = batch + size(index[-1])
+    for position, term in enumerate(data[:chosen]):
+        if position < batch:
+            view.axes.unify(term, index[position], view.label)
+        else:
+            view.axes.freeze(term, f"{view.label} selects from it by number")
+    for term in index:
+        view.axes.freeze(term, f"{view.label} reads numbers of entries along it")
+    if view.is_constant(0):
+        for position, term in enumerate(data):
+            view.role(0, position, term, "produces" if position >= chosen else "consumes")
+    return ((*index[:-1], *data[chosen:]),)
+
+
+def scatter_nd(view: View) -> Outputs:
+    """x[*k, *r] i[*j, k] u[*j, *r] -> y[*k, *r]: the axes written to by number stay, the rest pass."""
+    data, index, updates = view.terms(0), view.terms(1), view.terms(2)
+    if data is None or index is None or updates is None:
+        return view.opaque(f"{view.label} reads a tensor of unknown shape")
+    chosen = size(index[-1])
+    for term in (*data[:chosen], *index):
+        view.axes.freeze(term, f"{view.label} writes into it by number")
+    for a, b in zip((*index[:-1], *data[chosen:]), updates, strict=True):
+        view.axes.unify(a, b, view.label)
+    return _written(view, data, updates)
+
+
+def scatter_elements(view: View) -> Outputs:
+    """One place for every update: the axis written to by number stays; the others are those of the updates."""
+    data, index, updates = view.terms(0), view.terms(1), view.terms(2)
+    if data is None or index is None or updates is None:
+        return view.opaque(f"{view.label} reads a tensor of unknown shape")
+    axis = view.integer("axis", 0) % len(data)
+    for position, (term, place, update) in enumerate(zip(data, index, updates, strict=True)):
+        view.axes.unify(place, update, view.label)
+        if position != axis and size(term) == size(update):
+            view.axes.unify(term, update, view.label)
+        else:
+            for frozen in (term, place, update):
+                view.axes.freeze(frozen, f"{view.label} writes into it by number")
+    return _written(view, data, updates)
+
+
+def _written(view: View, data: Terms, updates: Terms) -> Outputs:
+    for slot, terms in ((0, data), (1, view.terms(1) or ()), (2, updates)):
+        if view.is_constant(slot):
+            for position, term in enumerate(terms):
+                view.role(slot, position, term, "carries")
+    return (data,)
+
+
+def one_hot(view: View) -> Outputs:
+    """The indices' axes and one of numbers, whose entries cannot go."""
+    index, shape = view.terms(0), view.out_shapes[0]
+    if index is None or shape is None:
+        return view.opaque(f"{view.label} reads a tensor of unknown shape")
+    axis = view.integer("axis", -1) % len(shape)
+    return ((*index[:axis], view.frozen_axis(shape[axis], f"{view.label} numbers its entries"), *index[axis:]),)
+
+
+def by_value(view: View) -> Outputs:
+    """What comes out depends on the values of all that goes in."""
+    return view.opaque(f"{view.label} selects from it by value")
+
+
+def counting(view: View) -> Outputs:
+    """Numbers in a row: positions."""
+    terms = view.frozen(0, f"{view.label}: it counts positions, not units")
+    return (terms,)
+
+
+def triangle(view: View) -> Outputs:
+    """The two last axes are compared by number; the others pass."""
+    terms = view.terms(0)
+    for term in (terms or ())[-2:]:
+        view.axes.freeze(term, f"{view.label} compares its entries by number")
+    return (terms,)
+
+
+def crop(view: View) -> Outputs:
+    """x[n, c, *s] -> y[n, c, *t]: a border goes."""
+    terms, shape = view.terms(0), view.out_shapes[0]
+    if terms is None or shape is None:
+        return view.opaque(f"{view.label} reads a tensor of unknown shape")
+    for term in terms[2:]:
+        view.axes.freeze(term, f"{view.label} crops it")
+    return ((*terms[:2], *(view.frozen_axis(length, f"{view.label} crops it") for length in shape[2:])),)
+
+
+def reverse_sequence(view: View) -> Outputs:
+    """Entries of the time axis change places, sample by sample."""
+    terms = view.terms(0)
+    for name, default in (("time_axis", 0), ("batch_axis", 1)):
+        if terms is not None:
+            view.axes.freeze(terms[view.integer(name, default)], f"{view.label} reverses it")
+    return (terms,)

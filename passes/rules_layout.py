@@ -217,6 +217,16 @@ def expand(view: View) -> Outputs:
     return (result,)
 
 
+def constant_of_shape(view: View) -> Outputs:
+    """One value everywhere: no axis is tied to another, and every length comes from the target shape."""
+    result, elements = view.fresh(), view.targets(0)
+    if result is None or elements is None or len(elements) != len(result):
+        return view.opaque(f"{view.label} has a shape that is not known")
+    for position, (element, term) in enumerate(zip(elements, result, strict=True)):
+        view.claim(0, position, element, term)
+    return (result,)
+
+
 def measure(view: View) -> Outputs:
     """Shape: its entries follow a cut by themselves."""
     terms = view.terms(0)

@@ -86,14 +86,26 @@ def gemm(view: View) -> Outputs:
 
 def matmul(view: View) -> Outputs:
     """a[*b, m, k] w[*b, k, n] -> y[*b, m, n], the leading axes broadcast; a vector has no m or no n."""
+    return _product(view, flip_left=False, flip_right=False)
+
+
+def fused_matmul(view: View) -> Outputs:
+    """MatMul that takes its operands with the last two axes exchanged, if asked to."""
+    if view.integer("transBatchA", 0) or view.integer("transBatchB", 0):
+        return view.opaque(f"{view.label} takes the batch from another axis")
+    return _product(view, flip_left=bool(view.integer("transA", 0)), flip_right=bool(view.integer("transB", 0)))
+
+
+def _product(view: View, *, flip_left: bool, flip_right: bool) -> Outputs:
     left, right, shape = view.terms(0), view.terms(1), view.out_shapes[0]
     if left is None or right is None or shape is None or not left or not right:
         return view.opaque(f"{view.label} has an operand of unknown shape")
-    summed_left, summed_right = len(left) - 1, max(len(right) - 2, 0)
+    summed_left = max(len(left) - 2, 0) if flip_left else len(left) - 1
+    summed_right = len(right) - 1 if flip_right else max(len(right) - 2, 0)
     view.axes.unify(left[summed_left], right[summed_right], view.label)
     _require_weight(view, left[summed_left])
-    m = left[-2:-1]
-    n = right[-1:] if len(right) > 1 else ()
+    m = (left[-1:] if flip_left else left[-2:-1]) if len(left) > 1 else ()
+    n = (right[-2:-1] if flip_right else right[-1:]) if len(right) > 1 else ()
     for slot, terms, summed in ((0, left, summed_left), (1, right, summed_right)):
         if view.is_constant(slot):
             for axis, term in enumerate(terms):
@@ -233,3 +245,13 @@ def _reduced_axes(view: View, rank: int) -> tuple[int, ...] | None:
     if not given:
         return () if view.integer("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(int(axis) % rank for axis in given)
+
+
+def mean_variance(view: View) -> Outputs:
+    """Normalised over the axes named; the others pass."""
+    terms = view.terms(0)
+    if terms is None:
+        return view.opaque(f"{view.label} reads a tensor of unknown shape")
+    for axis in view.node.attrs.get("axes", (0, 2, 3)):
+        view.axes.freeze(terms[axis], f"{view.label} normalises over it")
+    return (terms,)

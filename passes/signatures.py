@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from passes import rules_attention as attention
 from passes import rules_choice as choice
 from passes import rules_layout as layout
 from passes import rules_values as values
@@ -20,6 +21,7 @@ from passes.view import Outputs, Terms, View
 
 Rule = Callable[[View], Outputs]
 POSITIONS = "it counts positions, not units"
+PARTS = "it numbers gates or directions"
 _TENSOR = re.compile(r"(\w+)(\??)\[([^\]]*)\]")
 
 
@@ -118,7 +120,7 @@ def _report(
                 weighted.add(name)
                 role = "carries" if name in written & read else "produces" if name in written else "consumes"
                 role = signature.roles.get(f"{tensor}.{axis}", role)
-                if name in variables:
+                if name in variables and signature.freeze.get(name) != PARTS:
                     view.role(slot, axis, variables[name], role)
     for name, term in variables.items():
         reason = signature.freeze.get(name.rstrip("0123456789"), signature.freeze.get(name))
@@ -176,6 +178,21 @@ def _max_pool(view: View) -> Outputs:
     return _POOL.outputs(view)
 
 
+def _deformable(view: View) -> Outputs:
+    """Conv with one offset a place and group of channels; more than one group freezes the channels."""
+    offsets = "offset[n, p, *t] b?[g*o] mask?[n, q, *t]"
+    freeze = dict.fromkeys("stknpq", POSITIONS)
+    if view.integer("offset_group", 1) > 1:
+        freeze |= dict.fromkeys("gi", "groups of it have offsets of their own")
+    signature = Signature(
+        pattern=f"x[n, g*i, *s] w[g*o, i, *k] {offsets} -> y[n, g*o, *t]",
+        sizes=_groups,
+        attributes={"group": "g"},
+        freeze=freeze,
+    )
+    return signature.outputs(view)
+
+
 def _recurrent(gates: int) -> Rule:
     """LSTM, GRU and RNN: a hidden unit is a row of every gate and a column of the recurrence."""
     sequences, steps = "x[t, n, i]", "h0?[d, n, h] c0?[d, n, h] p?[d, u*h] -> y[t, d, n, h] yh[d, n, h] yc[d, n, h]"
@@ -183,7 +200,7 @@ def _recurrent(gates: int) -> Rule:
         pattern=f"{sequences} w[d, q*h, i] r[d, q*h, h] b?[d, e*q*h] lengths?[n] {steps}",
         sizes=lambda view: {"q": gates, "e": 2, "u": 3, "h": view.integer("hidden_size", 1)},
         attributes={"hidden_size": "h"},
-        freeze={"t": POSITIONS, "n": POSITIONS} | dict.fromkeys(("d", "q", "e", "u"), "it numbers gates or directions"),
+        freeze={"t": POSITIONS, "n": POSITIONS} | dict.fromkeys(("d", "q", "e", "u"), PARTS),
         roles={"w.1": "produces", "r.1": "produces", "r.2": "consumes", "h0.2": "carries", "c0.2": "carries"},
     )
 
@@ -215,11 +232,22 @@ SIGNATURES: Mapping[str, Signature] = {
     "RMSNormalization": Signature(rule=values.layer_normalization),
     "GroupNormalization": Signature(rule=values.group_normalization),
     "LRN": Signature(pattern="x[n, c, *s] -> y[n, c, *s]", freeze={"c": "the normalisation mixes neighbouring units"}),
+    "MeanVarianceNormalization": Signature(rule=values.mean_variance),
     "GlobalAveragePool": _POOL,
+    "GlobalLpPool": _POOL,
     "GlobalMaxPool": _POOL,
     "AveragePool": _POOL,
     "MaxPool": Signature(rule=_max_pool),
     "LpPool": _POOL,
+    "GridSample": Signature(
+        pattern="x[n, c, *s] grid[n, *t, r] -> y[n, c, *t]", freeze=dict.fromkeys("nstr", POSITIONS)
+    ),
+    "RoiAlign": Signature(
+        pattern="x[n, c, *s] rois[m, r] batch[m] -> y[m, c, *t]", freeze=dict.fromkeys("nmstr", POSITIONS)
+    ),
+    "DeformConv": Signature(rule=_deformable),
+    "Attention": Signature(rule=attention.attention),
+    "RotaryEmbedding": Signature(rule=attention.rotary),
     "LSTM": Signature(rule=_recurrent(4)),
     "GRU": Signature(rule=_recurrent(3)),
     "RNN": Signature(rule=_recurrent(1)),
@@ -232,6 +260,16 @@ SIGNATURES: Mapping[str, Signature] = {
     "Split": Signature(rule=layout.split),
     "Slice": Signature(rule=layout.slice_),
     "Gather": Signature(rule=choice.gather),
+    "GatherND": Signature(rule=choice.gather_nd),
+    "ScatterND": Signature(rule=choice.scatter_nd),
+    "ScatterElements": Signature(rule=choice.scatter_elements),
+    "Scatter": Signature(rule=choice.scatter_elements),
+    "OneHot": Signature(rule=choice.one_hot),
+    "Trilu": Signature(rule=choice.triangle),
+    "ReverseSequence": Signature(rule=choice.reverse_sequence),
+    "Range": Signature(rule=choice.counting),
+    **dict.fromkeys(("NonZero", "NonMaxSuppression", "Compress", "Unique"), Signature(rule=choice.by_value)),
+    "ConstantOfShape": Signature(rule=layout.constant_of_shape),
     "Pad": Signature(rule=layout.pad),
     "Expand": Signature(rule=layout.expand),
     "Resize": Signature(rule=choice.resize),
@@ -255,16 +293,25 @@ SIGNATURES: Mapping[str, Signature] = {
     ),
     **dict.fromkeys(
         ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Where", "Equal", "Greater",
-         "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Mod", "Clip", "BitShift"),
+         "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Mod", "Clip", "BitShift",
+         "BitwiseAnd", "BitwiseOr", "BitwiseXor"),
         Signature(rule=values.broadcast),
     ),
     **dict.fromkeys(
         ("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Gelu", "Mish", "Swish", "HardSigmoid",
          "HardSwish", "Sigmoid", "Softplus", "Softsign", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Abs",
          "Neg", "Sign", "Floor", "Ceil", "Round", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan", "Sinh", "Cosh",
-         "Asinh", "Acosh", "Atanh", "Not", "BitwiseNot", "IsNaN", "IsInf", "Identity", "Dropout", "Cast", "Shrink"),
+         "Asinh", "Acosh", "Atanh", "Not", "BitwiseNot", "IsNaN", "IsInf", "Identity", "Dropout", "Cast", "CastLike", "Shrink",
+         "Affine", "ScaledTanh", "ParametricSoftplus"),
         Signature(rule=values.elementwise),
     ),
+    "Crop": Signature(rule=choice.crop),
+    "ImageScaler": Signature(pattern="x[n, c, *s] -> y[n, c, *s]", freeze={"c": "it has a bias for each of them"}),
+    "com.microsoft.Attention": Signature(rule=attention.fused_attention),
+    "com.microsoft.MultiHeadAttention": Signature(rule=attention.multi_head_attention),
+    "com.microsoft.GroupQueryAttention": Signature(rule=attention.group_query_attention),
+    "com.microsoft.RotaryEmbedding": Signature(rule=attention.rotary),
+    "com.microsoft.FusedMatMul": Signature(rule=values.fused_matmul),
     "com.microsoft.FusedConv": _CONV,
     "com.microsoft.FusedGemm": Signature(rule=values.gemm),
     **dict.fromkeys(

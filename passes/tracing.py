@@ -28,10 +28,11 @@ _FOLLOWS = {
     "Cast": {0}, "Identity": {0}, "Gather": {0}, "Slice": {0}, "Squeeze": {0}, "Unsqueeze": {0}, "Mul": {0, 1},
     "ReduceProd": {0},
     "Reshape": {1}, "Expand": {1}, "Resize": {3}, "Upsample": {1}, "Concat": set(range(64)),
+    "ConstantOfShape": {0},
 }  # fmt: skip
 """Inputs in which a tensor of sizes is understood; anywhere else, its axes are frozen."""
 
-_ENDS = frozenset({"Reshape", "Expand", "Resize", "Upsample"})
+_ENDS = frozenset({"Reshape", "Expand", "Resize", "Upsample", "ConstantOfShape"})
 """Operators in which a tensor of sizes is used up."""
 
 
