@@ -106,7 +106,13 @@ def fused_attention(view: View) -> Outputs:
     for position, part in enumerate(parts if given else ()):
         view.edit("qkv_hidden_sizes", position, (part,))
     _mask(view, 5, heads)
-    return ((x[0], x[1], parts[2]), view.frozen(1, f"{view.label} keeps it") if len(view.out_shapes) > 1 else None)
+    y = (x[0], x[1], parts[2])
+    shape = view.out_shapes[1] if len(view.out_shapes) > 1 else None
+    if shape is None:
+        return (y,)
+    view.axes.unify(inner, outer, view.label)
+    both, lengths = (view.frozen_axis(shape[axis], f"{view.label} keeps keys and values in it") for axis in (0, 3))
+    return (y, (both, x[0], heads, lengths, inner))
 
 
 def multi_head_attention(view: View) -> Outputs:

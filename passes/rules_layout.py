@@ -18,6 +18,9 @@ def reshape(view: View) -> Outputs:
     if 0 in shape:
         return view.opaque(f"{view.label} reshapes an empty tensor")
     result = view.axes.regroup(terms, shape, view.label)
+    carried = view.elements(0)
+    if carried is not None and len(shape) <= 1:
+        view.set_elements(carried)
     given = view.node.attrs.get("shape")
     if given is not None:
         for position, value in enumerate(given):
@@ -29,12 +32,11 @@ def reshape(view: View) -> Outputs:
         for term in result:
             view.axes.freeze(term, f"{view.label}: its size is computed at run time")
         return (result,)
-    spare = all(element.value != -1 for element in elements)
     for position, (element, term) in enumerate(zip(elements, result, strict=True)):
         if element.value == 0 and not view.integer("allowzero", 0) and position < len(terms):
-            element = Element(axis=terms[position])
-        if element.value != -1:
-            view.claim(1, position, element, term, inferable=spare)
+            view.claim(1, position, Element(axis=terms[position]), term, scalable=False)
+        elif element.value != -1:
+            view.claim(1, position, element, term)
     return (result,)
 
 

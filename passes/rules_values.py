@@ -28,6 +28,8 @@ def broadcast(view: View) -> Outputs:
         return view.opaque(f"{view.label} aligns its operands as before opset 7")
     if view.op in ("Mul", "Div"):
         _compute_sizes(view)
+    elif view.op in ("Equal", "Where"):
+        _choose_sizes(view)
     aligned = [(slot, len(shape) - len(terms or ()), terms or ()) for slot, terms in zip(slots, operands, strict=True)]
     result: list[Term] = []
     for axis, length in enumerate(shape):
@@ -57,6 +59,30 @@ def _compute_sizes(view: View) -> None:
         view.set_elements((Element(factors=(left[0], right[0])),))
     elif second > 0 and first % second == 0:
         view.set_elements((Element(value=first // second, sources=(*left[0].read, *right[0].read)),))
+
+
+def _choose_sizes(view: View) -> None:
+    """Exporters replace -1 in a target shape by a size: no size that is read at run time is -1."""
+    if view.op == "Equal":
+        left, right = view.elements(0), view.elements(1)
+        if left is None or right is None or len(left) != len(right):
+            return
+        both = [_equal(a, b) for a, b in zip(left, right, strict=True)]
+        if None not in both:
+            view.set_elements(tuple(Element(value=int(bool(equal))) for equal in both))
+        return
+    condition, chosen, other = (view.elements(slot) for slot in range(3))
+    if condition is None or chosen is None or other is None or not len(condition) == len(chosen) == len(other):
+        return
+    view.set_elements(tuple(a if c.value else b for c, a, b in zip(condition, chosen, other, strict=True)))
+
+
+def _equal(a: Element, b: Element) -> bool | None:
+    """Whether two entries are equal whatever is cut; None when it is not known."""
+    if a.axis is None and b.axis is None and not a.read and not b.read:
+        return None if a.value is None or b.value is None else a.value == b.value
+    negative = any(entry.value is not None and entry.value < 0 for entry in (a, b))
+    return False if negative and any(entry.axis is not None or entry.factors for entry in (a, b)) else None
 
 
 def gemm(view: View) -> Outputs:

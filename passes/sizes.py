@@ -7,7 +7,7 @@ place, for the node that reads it alone. A target that is computed at run time k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -50,7 +50,7 @@ def rewrite_numbers(graph: gs.Graph, coupling: Coupling, widths: Mapping[int, in
     numbers: dict[tuple[str, int | str], dict[int | None, int]] = {}
     changed: dict[tuple[str, int | str], set[int | None]] = {}
     for edit in coupling.edits:
-        numbers.setdefault((edit.node, edit.slot), {})[edit.position] = _value(edit, widths)
+        numbers.setdefault((edit.node, edit.slot), {})[edit.position] = sum(size(term, widths) for term in edit.terms)
         if any(atom.key in widths for term in (*edit.terms, *edit.reads) for atom in atoms(term)):
             changed.setdefault((edit.node, edit.slot), set()).add(edit.position)
     nodes = {node.name: node for node in graph.nodes}
@@ -72,15 +72,14 @@ def rewrite_numbers(graph: gs.Graph, coupling: Coupling, widths: Mapping[int, in
             flat = np.array(_edited(None, values), dtype=np.int64)
             set_input(node, slot, names.constant(f"{name}.input{slot}.resized", flat))
         else:
-            made[name] = _override(node, slot, some, coupling, names)
+            edits = [
+                edit for edit in coupling.edits if (edit.node, edit.slot) == (name, slot) and edit.position in some
+            ]
+            made[name] = _override(node, slot, edits, widths, coupling, names)
     if made:
         ordered = [entry for node in list(graph.nodes) for entry in (*made.get(node.name, ()), node)]
         graph.nodes.clear()
         graph.nodes.extend(ordered)
-
-
-def _value(edit: Edit, widths: Mapping[int, int]) -> int:
-    return -1 if edit.inferred else sum(size(term, widths) for term in edit.terms)
 
 
 def _edited(old: list[int] | int | None, values: Numbers) -> list[int] | int:
@@ -88,33 +87,44 @@ def _edited(old: list[int] | int | None, values: Numbers) -> list[int] | int:
         return values[None]
     known = {position: value for position, value in values.items() if position is not None}
     new = list(old) if isinstance(old, (list, tuple)) else [0] * (max(known) + 1)
-    for position, value in known.items():
-        new[position] = value
+    for place, number in known.items():
+        new[place] = number
     return new
 
 
-def _override(node: gs.Node, slot: int, values: Numbers, coupling: Coupling, names: Names) -> list[gs.Node]:
-    """Give the node a target of its own: constants where `values` says so, the computed entries elsewhere.
+def _override(
+    node: gs.Node, slot: int, edits: Sequence[Edit], widths: Mapping[int, int], coupling: Coupling, names: Names
+) -> list[gs.Node]:
+    """Give the node a target of its own: new numbers where edits say so, the computed entries elsewhere.
 
     Returns the new nodes in order.
     """
     source, made = node.inputs[slot], []
-    joins = source.inputs[0].op == "Concat"
-    entries = list(source.inputs[0].inputs) if joins else []
-    if not joins or not all(coupling.shapes.get(tensor.name) == (1,) for tensor in entries):
-        (length,) = coupling.shapes[source.name]
-        entries = []
-        for position in range(length):
-            entry = gs.Variable(names.free(f"{node.name}.input{slot}.entry{position}"), np.int64)
-            entries.append(entry)
-            if position in values:
-                continue
-            index = names.constant(f"{node.name}.input{slot}.index", np.array([position], dtype=np.int64))
-            made.append(gs.Node("Gather", f"{entry.name}.gather", {"axis": 0}, inputs=[source, index], outputs=[entry]))
-    for position, value in values.items():
-        if position is not None:
-            entries[position] = names.constant(f"{node.name}.input{slot}.resized", np.array([value], dtype=np.int64))
-    target = gs.Variable(names.free(f"{node.name}.input{slot}.target"), np.int64)
-    made.append(gs.Node("Concat", f"{target.name}.concat", {"axis": 0}, inputs=entries, outputs=[target]))
-    node.inputs[slot] = target
+    stem = f"{node.name}.input{slot}"
+
+    def number(value: int) -> gs.Constant:
+        return names.constant(f"{stem}.resized", np.array([value], dtype=np.int64))
+
+    def computed(op: str, *inputs: gs.Tensor) -> gs.Variable:
+        output = gs.Variable(names.free(f"{stem}.{op.lower()}"), np.int64)
+        attributes = {"axis": 0} if op in ("Gather", "Concat") else {}
+        made.append(gs.Node(op, f"{output.name}.node", attributes, inputs=list(inputs), outputs=[output]))
+        return output
+
+    joined = source.inputs[0].inputs if source.inputs[0].op == "Concat" else []
+    single = bool(joined) and all(coupling.shapes.get(tensor.name) == (1,) for tensor in joined)
+    (length,) = coupling.shapes[source.name]
+    changed = {edit.position: edit for edit in edits}
+    entries: list[gs.Tensor] = []
+    for position in range(length):
+        edit = changed.get(position)
+        if edit is not None and not edit.scaled:
+            entries.append(number(sum(size(term, widths) for term in edit.terms)))
+            continue
+        entry = joined[position] if single else computed("Gather", source, number(position))
+        if edit is not None:
+            before, after = (sum(size(term, sizes) for term in edit.terms) for sizes in (None, widths))
+            entry = computed("Div", computed("Mul", entry, number(after)), number(before))
+        entries.append(entry)
+    node.inputs[slot] = computed("Concat", *entries)
     return made

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.axes import Axes, Term, atoms, size
+from passes.axes import Axes, Product, Term, atoms, size
 from passes.constants import constant_value
 from passes.graphs import STANDARD_DOMAINS, is_readable
 from passes.records import Array
@@ -24,16 +24,14 @@ from passes.view import Edit, Findings, Terms, View
 SMALL_BYTES = 1 << 16
 """Larger constants are never read for coupling: they hold no sizes, and one copy a reader would cost too much."""
 
-_FOLLOWS = {
+_PASSES = {
     "Cast": {0}, "Identity": {0}, "Gather": {0}, "Slice": {0}, "Squeeze": {0}, "Unsqueeze": {0}, "Mul": {0, 1},
-    "ReduceProd": {0},
-    "Reshape": {1}, "Expand": {1}, "Resize": {3}, "Upsample": {1}, "Concat": set(range(64)),
-    "ConstantOfShape": {0},
+    "Reshape": {0}, "ReduceProd": {0}, "Equal": {0, 1}, "Where": {0, 1, 2}, "Concat": set(range(64)),
 }  # fmt: skip
-"""Inputs in which a tensor of sizes is understood; anywhere else, its axes are frozen."""
+"""Inputs in which a tensor of sizes is understood where the output is one too; anywhere else, its axes are frozen."""
 
-_ENDS = frozenset({"Reshape", "Expand", "Resize", "Upsample", "ConstantOfShape"})
-"""Operators in which a tensor of sizes is used up."""
+_TARGETS = {"Reshape": {1}, "Expand": {1}, "Resize": {3}, "Upsample": {1}, "ConstantOfShape": {0}}
+"""Inputs in which a tensor of sizes is used up."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -161,8 +159,8 @@ class _Tracer:
 
     def _check_sizes_used(self, view: View) -> None:
         """A size that is read as a value would change with a cut: freeze its axis."""
-        passed = view.op in _ENDS or view.node.outputs[0].name in self.findings.elements
-        understood = _FOLLOWS.get(view.op, set()) if passed else set()
+        passed = view.node.outputs[0].name in self.findings.elements
+        understood = _TARGETS.get(view.op, set()) | (_PASSES.get(view.op, set()) if passed else set())
         for slot, tensor in enumerate(view.node.inputs):
             if slot not in understood:
                 self._freeze_sizes(tensor.name, f"{view.label} uses its size as a value")
@@ -203,23 +201,19 @@ class _Tracer:
         """Decide for every number that a node takes a length from whether it follows a cut, can be rewritten, or not.
 
         A constant can take the place of what is computed at run time where the axis has one length only: where it
-        runs along constants. One entry of a Reshape's target may be left for the node to infer.
+        runs along constants. A number of open lengths too is scaled: batch * heads loses its share of heads.
         """
         known = {atom.key for terms in self.result.uses.values() for t in terms for atom in atoms(self.axes.resolve(t))}
-        inferred: set[str] = set()
         for claim in self.findings.claims:
             element, term = claim.element, self.axes.resolve(claim.term)
             counted, reads = element.counted, tuple(self.axes.resolve(source) for source in element.read)
-            touched = [atom for source in (term, *reads) for atom in atoms(source)]
             follows = counted is not None and self.axes.same(counted, term)
-            if follows or all(self.axes.frozen(atom) is not None for atom in touched):
+            if follows or (self._is_frozen(term) and all(map(self._is_frozen, reads))):
                 continue
             static = all(atom.key in known for atom in atoms(term)) or (element.value is not None and not reads)
-            if not static and (not claim.inferable or claim.node in inferred):
-                self._freeze_all((term, *reads), f"node '{claim.node}': its size is computed at run time")
+            if not static and not (claim.scalable and all(map(self._is_frozen, reads)) and self._scales(term, known)):
+                self._freeze_all((term, *reads), f"{claim.label}: its size is computed at run time")
                 continue
-            if not static:
-                inferred.add(claim.node)
             self.findings.edits.append(
                 Edit(
                     node=claim.node,
@@ -227,9 +221,17 @@ class _Tracer:
                     position=claim.position,
                     terms=(term,),
                     reads=reads,
-                    inferred=not static,
+                    scaled=not static,
                 )
             )
+
+    def _is_frozen(self, term: Term) -> bool:
+        return all(self.axes.frozen(atom) is not None for atom in atoms(term))
+
+    def _scales(self, term: Term, known: set[int]) -> bool:
+        """Whether a cut multiplies the length of the axis by a number that does not depend on open lengths."""
+        factors = term.factors if isinstance(term, Product) else (term,)
+        return all(self._is_frozen(factor) or all(atom.key in known for atom in atoms(factor)) for factor in factors)
 
     def _freeze_all(self, terms: Terms, reason: str) -> None:
         for term in terms:

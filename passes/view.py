@@ -31,7 +31,7 @@ class Edit:
         position: Element within it; None for a scalar attribute.
         terms: Axes whose sizes add up to the number.
         reads: Axes whose sizes the number is computed from at run time: it changes by itself when they are cut.
-        inferred: Whether the node can work the number out from the others (-1 in a Reshape's target).
+        scaled: Whether the number is computed at run time from open lengths too, so that only its ratio is known.
     """
 
     node: str
@@ -39,7 +39,7 @@ class Edit:
     position: int | None
     terms: Terms
     reads: Terms = ()
-    inferred: bool = False
+    scaled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +87,21 @@ class Claim:
 
     Attributes:
         node: Name of the node.
+        label: What a reason calls it.
         slot: Input position.
         position: Entry within it.
         element: What is known of the entry.
         term: The axis.
-        inferable: Whether -1 may stand there instead.
+        scalable: Whether a multiple of the entry may stand there instead.
     """
 
     node: str
+    label: str
     slot: int
     position: int
     element: Element
     term: Term
-    inferable: bool
+    scalable: bool
 
 
 @dataclass(slots=True)
@@ -212,10 +214,18 @@ class View:
         """Say what the entries of the first output are."""
         self._findings.elements[self.node.outputs[0].name] = elements
 
-    def claim(self, slot: int, position: int, element: Element, term: Term, *, inferable: bool = False) -> None:
+    def claim(self, slot: int, position: int, element: Element, term: Term, *, scalable: bool = True) -> None:
         """Report an axis of the output whose length an entry of an input gives."""
         self._findings.claims.append(
-            Claim(node=self.node.name, slot=slot, position=position, element=element, term=term, inferable=inferable)
+            Claim(
+                node=self.node.name,
+                label=self.label,
+                slot=slot,
+                position=position,
+                element=element,
+                term=term,
+                scalable=scalable,
+            )
         )
 
     def targets(self, slot: int) -> tuple[Element, ...] | None:

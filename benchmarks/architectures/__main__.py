@@ -48,7 +48,13 @@ def export(entry: Architecture, exporter: str, path: Path) -> str:
             if exporter == "torchscript":
                 axes = {names[position]: dict(open_) for position, open_ in entry.dynamic.items()}
                 torch.onnx.export(
-                    model, inputs, path, dynamo=False, input_names=names, dynamic_axes=axes, opset_version=OPSETS[exporter]
+                    model,
+                    inputs,
+                    path,
+                    dynamo=False,
+                    input_names=names,
+                    dynamic_axes=axes,
+                    opset_version=OPSETS[exporter],
                 )
             else:
                 _export_dynamo(model, inputs, names, entry, path)

@@ -234,7 +234,9 @@ class Grouped(nn.Module):
         self.k, self.v = nn.Linear(WIDTH, 8 * shared, bias), nn.Linear(WIDTH, 8 * shared, bias)
         self.norms = nn.ModuleList([Rms(8), Rms(8)]) if normed else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
         n, length, _ = x.shape
         q = self.q(x).view(n, length, HEADS, 8).transpose(1, 2)
         k, v = (p(x).view(n, length, self.shared, 8).transpose(1, 2) for p in (self.k, self.v))
@@ -370,7 +372,9 @@ class Mixer(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind, self.norms = kind, nn.ModuleList([nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)])
-        self.over = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) if kind == "mixer" else nn.Linear(16, 16)
+        self.over = (
+            nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) if kind == "mixer" else nn.Linear(16, 16)
+        )
         self.feed, self.gate_norm = feed(), nn.LayerNorm(48)
         self.up, self.down = nn.Linear(WIDTH, 96), nn.Linear(48, WIDTH)
 

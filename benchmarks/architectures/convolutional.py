@@ -51,7 +51,9 @@ class Residual(nn.Module):
         self.kind = kind
         inner = outputs // 2 if kind in ("bottleneck", "grouped") else outputs
         groups = 4 if kind == "grouped" else 1
-        self.first = nn.Conv2d(inputs, inner, 1 if inner < outputs else 3, stride, 0 if inner < outputs else 1, bias=False)
+        self.first = nn.Conv2d(
+            inputs, inner, 1 if inner < outputs else 3, stride, 0 if inner < outputs else 1, bias=False
+        )
         self.middle = nn.Conv2d(inner, inner, 3, 1, 1, groups=groups, bias=False) if inner < outputs else nn.Identity()
         self.last = nn.Conv2d(inner, outputs, 1 if inner < outputs else 3, 1, 0 if inner < outputs else 1, bias=False)
         self.norms = nn.ModuleList([nn.BatchNorm2d(n) for n in (inputs if kind == "pre" else inner, inner, outputs)])
@@ -68,7 +70,12 @@ class Residual(nn.Module):
 
 def residual(kind: str) -> nn.Module:
     """A ResNet of three stages."""
-    blocks = [Residual(16, 16, 1, kind), Residual(16, 32, 2, kind), Residual(32, 32, 1, kind), Residual(32, 48, 2, kind)]
+    blocks = [
+        Residual(16, 16, 1, kind),
+        Residual(16, 32, 2, kind),
+        Residual(32, 32, 1, kind),
+        Residual(32, 48, 2, kind),
+    ]
     return nn.Sequential(conv(3, 16), *blocks, Head(48))
 
 
@@ -130,7 +137,9 @@ class Inception(nn.Module):
     def __init__(self, inputs: int, widths: tuple[int, int, int, int], factorised: bool) -> None:
         super().__init__()
         a, b, c, d = widths
-        wide = nn.Sequential(nn.Conv2d(16, b, (1, 5), padding=(0, 2)), nn.ReLU(), nn.Conv2d(b, b, (5, 1), padding=(2, 0)))
+        wide = nn.Sequential(
+            nn.Conv2d(16, b, (1, 5), padding=(0, 2)), nn.ReLU(), nn.Conv2d(b, b, (5, 1), padding=(2, 0))
+        )
         self.branches = nn.ModuleList(
             [
                 conv(inputs, a, 1),
@@ -319,7 +328,9 @@ ENTRIES: tuple[Architecture, ...] = (
     _entry("inception", "inception", lambda: _inception(False)),
     _entry("inception-factorised", "inception", lambda: _inception(True)),
     _entry("squeezenet", "inception", lambda: nn.Sequential(conv(3, 16), Fire(16, 8, 16), Fire(32, 8, 20), Head(40))),
-    _entry("shufflenet-v1", "shuffle", lambda: nn.Sequential(conv(3, 24), ShuffleOne(24, 3), ShuffleOne(24, 3), Head(24))),
+    _entry(
+        "shufflenet-v1", "shuffle", lambda: nn.Sequential(conv(3, 24), ShuffleOne(24, 3), ShuffleOne(24, 3), Head(24))
+    ),
     _entry("shufflenet-v2", "shuffle", lambda: nn.Sequential(conv(3, 24), ShuffleTwo(24), ShuffleTwo(24), Head(24))),
     _entry("mobilenet-v2", "inverted residual", lambda: inverted("", nn.ReLU6)),
     _entry("mobilenet-v3", "inverted residual", lambda: inverted("linear", nn.Hardswish)),

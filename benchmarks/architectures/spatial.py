@@ -24,7 +24,9 @@ class UNet(nn.Module):
             if norm == "group":
                 return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.GroupNorm(4, outputs), nn.SiLU())
             if norm == "instance":
-                return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.InstanceNorm2d(outputs, affine=True), nn.ReLU())
+                return nn.Sequential(
+                    nn.Conv2d(inputs, outputs, 3, padding=1), nn.InstanceNorm2d(outputs, affine=True), nn.ReLU()
+                )
             return nn.Sequential(conv(inputs, outputs), conv(outputs, outputs))
 
         self.down = nn.ModuleList([block(3, 16), block(16, 24), block(24, 32)])
@@ -139,7 +141,10 @@ class Pyramid(nn.Module):
         super().__init__()
         self.body = nn.Sequential(conv(3, 16, 3, 2), C2f(16), conv(16, 32, 3, 2), C2f(32))
         self.enter, self.leave = conv(32, 16, 1), conv(64, 32, 1)
-        self.box, self.label = nn.Sequential(conv(32, 24), nn.Conv2d(24, 64, 1)), nn.Sequential(conv(32, 20), nn.Conv2d(20, 5, 1))
+        self.box, self.label = (
+            nn.Sequential(conv(32, 24), nn.Conv2d(24, 64, 1)),
+            nn.Sequential(conv(32, 20), nn.Conv2d(20, 5, 1)),
+        )
         self.register_buffer("bins", torch.arange(16.0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -212,7 +217,14 @@ class KeywordSpotter(nn.Module):
 
 def volume() -> nn.Module:
     """3-D convolutions."""
-    block = [nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.MaxPool3d(2), nn.Conv3d(8, 12, 3), nn.ReLU()]
+    block = [
+        nn.Conv3d(1, 8, 3, padding=1),
+        nn.BatchNorm3d(8),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Conv3d(8, 12, 3),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*block, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(12, 4))
 
 
@@ -252,7 +264,10 @@ ENTRIES: tuple[Architecture, ...] = (
         dynamic={0: {0: "batch"}, 1: {0: "batch"}},
     ),
     _picture("super-resolution", "U-Net", SuperResolution),
-    *(_picture(kind, "detection head", lambda k=kind: Detector(k)) for kind in ("yolo", "retina", "center", "fcos", "ssd")),
+    *(
+        _picture(kind, "detection head", lambda k=kind: Detector(k))
+        for kind in ("yolo", "retina", "center", "fcos", "ssd")
+    ),
     _picture("yolo-c2f", "detection head", Pyramid),
     _audio("wavenet", WaveNet, 4, 64, {0: {0: "batch", 2: "time"}}),
     _audio("demucs", Demucs, 2, 64, BATCH),

@@ -136,7 +136,9 @@ def _outline(graph: gs.Graph, around: Surroundings) -> onnx.ModelProto:
         )
         # Stored tensors are copied: the exporter would write their names into the source.
         attributes = {
-            name: gs.Constant(value.name, load(value)) if isinstance(value, gs.Constant) and is_readable(value) else value
+            name: gs.Constant(value.name, load(value))
+            if isinstance(value, gs.Constant) and is_readable(value)
+            else value
             for name, value in node.attrs.items()
         }
         proto.attribute.extend(OnnxExporter.export_attributes(attributes))
@@ -146,7 +148,9 @@ def _outline(graph: gs.Graph, around: Surroundings) -> onnx.ModelProto:
                 continue
             taken.add(tensor.name)
             if is_readable(tensor) and int(np.prod(tensor.shape, dtype=np.int64)) <= LARGE_ELEMENTS:
-                outline.initializer.append(onnx.numpy_helper.from_array(np.asarray(load(tensor), order="C"), tensor.name))
+                outline.initializer.append(
+                    onnx.numpy_helper.from_array(np.asarray(load(tensor), order="C"), tensor.name)
+                )
             elif tensor.dtype is not None:
                 outline.input.append(helper.make_tensor_value_info(tensor.name, _code(tensor), tuple(tensor.shape)))
     domains = {node.domain for node in outline.node} - {"", "ai.onnx"}
@@ -156,7 +160,9 @@ def _outline(graph: gs.Graph, around: Surroundings) -> onnx.ModelProto:
 
 
 def _code(tensor: gs.Tensor) -> int:
-    return tensor.dtype if isinstance(tensor.dtype, int) else int(helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+    return (
+        tensor.dtype if isinstance(tensor.dtype, int) else int(helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+    )
 
 
 REWRITE = FoldSizes()
