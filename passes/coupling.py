@@ -16,13 +16,9 @@ import onnx_graphsurgeon as gs
 from passes.axes import Atom, Index, Term, atoms, size
 from passes.constants import constant_value
 from passes.records import Array, Group, Site
-from passes.shapes import Shape, infer, input_shapes
+from passes.shapes import PROBE_BATCH, Shape, infer, input_shapes, probe_shapes
 from passes.tracing import Trace, is_constant, trace
 from passes.view import Edit, Terms
-
-PROBE_BATCH = 3
-"""Second batch size at which shapes are inferred: a prime, so that a merged batch axis stays recognisable."""
-
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Coupling:
@@ -74,10 +70,8 @@ class Coupling:
 
 def couple(graph: gs.Graph, model: onnx.ModelProto, batch: int) -> Coupling:
     """Trace a graph; `model` is the same graph as a proto, `batch` the size at which shapes are reported."""
-    reported, probed = input_shapes(model, batch), input_shapes(model, PROBE_BATCH)
-    shapes = infer(model, reported)
-    probe = infer(model, probed) if probed != reported else shapes
-    probe = {name: shape for name, shape in probe.items() if name in shapes and len(shapes[name]) == len(shape)}
+    shapes = infer(model, input_shapes(model, batch))
+    probe = _probe(model, shapes)
     found = trace(graph, probe)
     axes = found.axes
     terms = {name: tuple(axes.resolve(term) for term in entries) for name, entries in found.tensors.items()}
@@ -106,6 +100,19 @@ def couple(graph: gs.Graph, model: onnx.ModelProto, batch: int) -> Coupling:
         positional=frozenset(atom.key for atom in live if axes.positional(atom)),
         uses=uses,
     )
+
+
+def _probe(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
+    """Shapes at other sizes of the open axes; only the batch differs where the model does not take other lengths."""
+    reported = {name: shapes[name] for name in input_shapes(model, 1) if name in shapes}
+    for inputs in (probe_shapes(model), input_shapes(model, PROBE_BATCH)):
+        if inputs == reported:
+            return shapes
+        found = infer(model, inputs)
+        probe = {name: shape for name, shape in found.items() if name in shapes and len(shapes[name]) == len(shape)}
+        if len(probe) == len(shapes):
+            return probe
+    return probe
 
 
 def constant_of(tensor: gs.Tensor) -> Array | None:

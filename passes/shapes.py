@@ -18,6 +18,10 @@ from passes.runtime import ORT_ERRORS
 from passes.synthetic import sizes
 
 Shape = tuple[int, ...]
+PROBE_BATCH = 3
+"""Second batch size at which shapes are inferred: a prime, so that a merged batch axis stays recognisable."""
+PROBE_LENGTHS = (11, 13, 17, 19, 23, 29, 31, 37)
+"""Lengths of open axes other than the batch, in the order in which they are given away."""
 LARGE_ELEMENTS = 4096
 """Initializers above this are replaced by their type for inference: their values are no shapes."""
 
@@ -38,6 +42,39 @@ def input_shapes(model: onnx.ModelProto, batch: int) -> dict[str, Shape]:
         first = slot.shape[0] if isinstance(slot.shape[0], int) else batch
         others = zip(slot.shape[1:], rest[slot.name], strict=True)
         result[slot.name] = (first, *(batch if dim in counting else length for dim, length in others))
+    return result
+
+
+def probe_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Input shapes in which open lengths are primes that differ from one another and from every stated size.
+
+    A length that equals another size cannot be told from it. Sides of images stay: networks halve them.
+    """
+    slots = tuple(slot for slot in inputs_of(model) if slot.shape is not None and slot.dtype is not None)
+    result = input_shapes(model, PROBE_BATCH)
+    stated = {dim for slot in slots for dim in slot.shape or () if isinstance(dim, int)}
+    stated |= {dim for tensor in model.graph.initializer for dim in tensor.dims}
+    primes = iter(sorted((prime for prime in PROBE_LENGTHS), key=lambda prime: prime in stated))
+    lengths: dict[str, int] = {}
+
+    def length(name: str) -> int:
+        if name.isdecimal():
+            return int(name)
+        if name not in lengths:
+            lengths[name] = next(primes, PROBE_LENGTHS[-1])
+        return lengths[name]
+
+    counting = {slot.shape[0] for slot in slots if slot.shape and isinstance(slot.shape[0], str)}
+    lengths.update({str(name): PROBE_BATCH for name in counting})
+    for slot in slots:
+        found = []
+        for dim, present in zip(slot.shape or (), result[slot.name], strict=True):
+            sequence = isinstance(dim, str) and (len(slot.shape or ()) < 4 or "past" in dim.lower())
+            if isinstance(dim, str) and (sequence or dim in lengths):
+                found.append(sum(length(part.strip()) for part in dim.split("+")))
+            else:
+                found.append(present)
+        result[slot.name] = tuple(found)
     return result
 
 
