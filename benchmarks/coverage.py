@@ -1,21 +1,25 @@
 """How much of real models coupling reaches: `python -m benchmarks.coverage [FILES OR FOLDERS]`.
 
-Without arguments, the models and the zoo of the data folder beside the checkout. One row a file, totals below; the
-same goes to benchmarks/results/coverage.json. Every group that can be cut is judged by the oracle.
+Without arguments, the models and the zoo of the data folder beside the checkout, and what `benchmarks.architectures`
+wrote into build/architectures. One row a file, one a family, totals below; the same goes to
+benchmarks/results/coverage.json. Groups that can be cut are judged by the oracle.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import onnx_graphsurgeon as gs
 from rich.console import Console
 from rich.progress import track
@@ -27,8 +31,12 @@ from passes.coupling import Coupling, couple
 from passes.errors import PassesError
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
+EXPORTED = Path(__file__).parents[1] / "build" / "architectures"
 RESULT = Path(__file__).parent / "results" / "coverage.json"
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum"})
+LINEAR = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "FusedConv", "Attention"}
+)
+OTHERS = "files of the data folder"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +44,8 @@ class Row:
     """What came out for one file; `failure` says why nothing did."""
 
     file: str
+    family: str = OTHERS
+    architecture: str = ""
     failure: str = ""
     nodes: int = 0
     groups: int = 0
@@ -55,9 +65,13 @@ class Row:
 def measure(path: Path, most: int) -> Row:
     """Load, settle, couple and judge one file; at most so many groups alone, and all of them at once."""
     row = Row(file=path.name)
+    exported = path.stem.split("__")
+    if len(exported) == 3:
+        row.family, row.architecture = exported[0].replace("-", " "), exported[1]
     start = time.perf_counter()
     try:
-        model = model_io.prepare(model_io.load(path))
+        model = filled(model_io.prepare(model_io.load(path)))
+        row.architecture = row.architecture or _structure(model)
         graph = graph_io.to_graph(model)
         oracle.settle(graph)
         model = graph_io.to_model(graph, model)
@@ -85,6 +99,29 @@ def measure(path: Path, most: int) -> Row:
         row.failure = str(error)[:200]
     row.seconds = round(time.perf_counter() - start, 2)
     return row
+
+
+def filled(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with random numbers in place of float weights that it makes of one value, as light files do."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    rng = np.random.default_rng(0)
+    for node in [node for node in model.graph.node if node.op_type == "ConstantOfShape" and node.input[0] in stored]:
+        value = onnx.numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
+        shape = onnx.numpy_helper.to_array(stored[node.input[0]])
+        if value.dtype != np.float32 or len(shape) < 1:
+            continue
+        # Above zero where it may be a variance; small enough that no layer overflows.
+        spread = 1 / np.sqrt(max(np.prod(shape[1:]), 1))
+        weight = rng.normal(0, spread, shape) if len(shape) > 1 else rng.uniform(0.5, 1, shape)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weight.astype(np.float32), node.output[0]))
+        model.graph.node.remove(node)
+    return model
+
+
+def _structure(model: onnx.ModelProto) -> str:
+    """Equal for files whose operators and weights have the same kinds and shapes: copies of one architecture."""
+    content = [node.op_type for node in model.graph.node] + [str(list(t.dims)) for t in model.graph.initializer]
+    return hashlib.sha256(" ".join(content).encode()).hexdigest()[:12]
 
 
 def _kind(reason: str) -> str:
@@ -122,7 +159,7 @@ def _repeats(node: gs.Node, shape: tuple[int, ...], weight: gs.Constant) -> int:
 
 def files(arguments: Sequence[str]) -> list[Path]:
     """Files named, found in folders named, or those of the data folder."""
-    roots = [Path(argument) for argument in arguments] or [DATA / "models", DATA / "zoo"]
+    roots = [Path(argument) for argument in arguments] or [DATA / "models", DATA / "zoo", EXPORTED]
     return sorted(path for root in roots for path in (root.glob("*.onnx") if root.is_dir() else [root]))
 
 
@@ -147,6 +184,34 @@ def show(rows: Sequence[Row]) -> Table:
     return table
 
 
+def families(rows: Sequence[Row]) -> dict[str, dict[str, object]]:
+    """For every family: files, architectures, the share of multiply-accumulates that lies in groups, the oracle."""
+    result: dict[str, dict[str, object]] = {}
+    for family in sorted({row.family for row in rows}, key=lambda name: (name == OTHERS, name)):
+        some = [row for row in rows if row.family == family and row.nodes]
+        shares = sorted(row.macs_reached / row.macs for row in some if row.macs)
+        result[family] = {
+            "files": len(some),
+            "architectures": len({row.architecture for row in some}),
+            "share of MACs": _share(sum(r.macs_reached for r in some), sum(r.macs for r in some)),
+            "median share": f"{100 * shares[len(shares) // 2]:.0f} %" if shares else "-",
+            "least share": f"{100 * shares[0]:.0f} %" if shares else "-",
+            "oracle passed": f"{sum(row.passed for row in some)} of {sum(row.judged for row in some)}",
+        }
+    return result
+
+
+def show_families(found: Mapping[str, Mapping[str, object]]) -> Table:
+    """The table of families."""
+    table = Table(title="Coupling by family", title_justify="left")
+    table.add_column("family")
+    for column in next(iter(found.values()), {}):
+        table.add_column(column, justify="right")
+    for family, values in found.items():
+        table.add_row(family, *map(str, values.values()))
+    return table
+
+
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
 
@@ -158,6 +223,7 @@ def summary(rows: Sequence[Row]) -> dict[str, object]:
         reasons.update(row.reasons)
     return {
         "files": len(rows),
+        "architectures": len({(row.family, row.architecture) for row in rows}),
         "loaded": sum(row.nodes > 0 for row in rows),
         "with a group that can be cut": sum(row.free > 0 for row in rows),
         "groups": sum(row.groups for row in rows),
@@ -181,11 +247,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     rows = [measure(path, given.groups) for path in track(found, console=Console(stderr=True), description="files")]
     console.print(show(rows))
-    totals = summary(rows)
+    totals, grouped = summary(rows), families(rows)
+    console.print(show_families(grouped))
     console.print_json(data=totals)
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(
-        json.dumps({"summary": totals, "files": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8"
+        json.dumps({"summary": totals, "families": grouped, "files": [asdict(row) for row in rows]}, indent=2) + "\n",
+        encoding="utf-8",
     )
     return int(any(row.failed for row in rows))
 

@@ -20,6 +20,7 @@ from passes.shapes import PROBE_BATCH, Shape, infer, input_shapes, probe_shapes
 from passes.tracing import Trace, is_constant, trace
 from passes.view import Edit, Terms
 
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Coupling:
     """The axes of one graph.

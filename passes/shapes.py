@@ -15,6 +15,7 @@ import onnxruntime as ort
 from passes.interface import inputs_of
 from passes.records import Array
 from passes.runtime import ORT_ERRORS
+from passes.standins import standins
 from passes.synthetic import sizes
 
 Shape = tuple[int, ...]
@@ -106,7 +107,8 @@ def _weightless(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> onnx.Mod
     light = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
     graph = light.graph
     graph.name = model.graph.name or "graph"
-    graph.node.extend(model.graph.node)
+    for node in model.graph.node:
+        graph.node.extend(standins(node))
     declared = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
         if int(np.prod(tensor.dims, dtype=np.int64)) <= LARGE_ELEMENTS:

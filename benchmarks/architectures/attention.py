@@ -10,11 +10,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from benchmarks.architectures.catalogue import BATCH, SEQUENCE, Architecture, image, tokens
 
-WIDTH, HEADS = 32, 4
+WIDTH, HEADS = 64, 8
 
 
 class Attention(nn.Module):
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         n, length, _ = x.shape
         q, k, v = self.project(x, x if memory is None else memory)
         if self.kind in ("sdpa", "chunk"):
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
+            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
         else:
             if self.kind == "einsum":
                 score = torch.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(q.shape[-1])
@@ -83,18 +83,18 @@ class Gated(nn.Module):
     def __init__(self, fused: bool = False, act: str = "silu") -> None:
         super().__init__()
         self.fused, self.act = fused, act
-        self.up = nn.Linear(WIDTH, 160 if fused else 80, bias=False)
-        self.gate = nn.Identity() if fused else nn.Linear(WIDTH, 80, bias=False)
-        self.down = nn.Linear(80, WIDTH, bias=False)
+        self.up = nn.Linear(WIDTH, 320 if fused else 160, bias=False)
+        self.gate = nn.Identity() if fused else nn.Linear(WIDTH, 160, bias=False)
+        self.down = nn.Linear(160, WIDTH, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         up, gate = self.up(x).chunk(2, -1) if self.fused else (self.up(x), self.gate(x))
-        return self.down(up * getattr(F, self.act)(gate))
+        return self.down(up * getattr(functional, self.act)(gate))
 
 
 def feed(act: type[nn.Module] = nn.GELU) -> nn.Module:
     """Two linear layers."""
-    return nn.Sequential(nn.Linear(WIDTH, 96), act(), nn.Linear(96, WIDTH))
+    return nn.Sequential(nn.Linear(WIDTH, 192), act(), nn.Linear(192, WIDTH))
 
 
 class Block(nn.Module):
@@ -181,9 +181,9 @@ class Swin(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, 16, 4, 4)
-        self.body = nn.Sequential(Window(16, 2, 0), Window(16, 2, 2), Merge(16), Window(32, 4, 0))
-        self.norm, self.head = nn.LayerNorm(32), nn.Linear(32, 10)
+        self.patch = nn.Conv2d(3, 32, 4, 4)
+        self.body = nn.Sequential(Window(32, 4, 0), Window(32, 4, 2), Merge(32), Window(64, 8, 0))
+        self.norm, self.head = nn.LayerNorm(64), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.body(self.patch(x).permute(0, 2, 3, 1))
@@ -313,8 +313,8 @@ class Experts(nn.Module):
         if kind == "loop":
             self.experts = nn.ModuleList([feed(nn.SiLU) for _ in range(4)])
         else:
-            self.up = nn.Parameter(torch.randn(4, WIDTH, 96) * 0.1)
-            self.down = nn.Parameter(torch.randn(4, 96, WIDTH) * 0.1)
+            self.up = nn.Parameter(torch.randn(4, WIDTH, 192) * 0.1)
+            self.down = nn.Parameter(torch.randn(4, 192, WIDTH) * 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         score = self.router(x)
@@ -325,9 +325,9 @@ class Experts(nn.Module):
         if self.kind == "loop":
             return sum(weight[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))  # type: ignore[return-value]
         if self.kind == "einsum":
-            y = F.gelu(torch.einsum("bld,edf->belf", x, self.up))
+            y = functional.gelu(torch.einsum("bld,edf->belf", x, self.up))
             return torch.einsum("belf,efd,ble->bld", y, self.down, weight)
-        y = F.silu(x[:, None] @ self.up) @ self.down
+        y = functional.silu(x[:, None] @ self.up) @ self.down
         return (y * weight.permute(0, 2, 1)[..., None]).sum(1)
 
 
@@ -343,7 +343,7 @@ class EncoderDecoder(nn.Module):
         self.norms, self.head = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(5)]), nn.Linear(WIDTH, 64)
 
     def forward(self, sound: Tensor, ids: Tensor) -> Tensor:
-        memory = F.gelu(self.listen[1](F.gelu(self.listen[0](sound)))).permute(0, 2, 1) + self.place
+        memory = functional.gelu(self.listen[1](functional.gelu(self.listen[0](sound)))).permute(0, 2, 1) + self.place
         memory = self.norms[0](self.encoder(memory))
         x = self.words(ids)
         x = x + self.own(self.norms[1](x))
@@ -375,12 +375,12 @@ class Mixer(nn.Module):
         self.over = (
             nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) if kind == "mixer" else nn.Linear(16, 16)
         )
-        self.feed, self.gate_norm = feed(), nn.LayerNorm(48)
-        self.up, self.down = nn.Linear(WIDTH, 96), nn.Linear(48, WIDTH)
+        self.feed, self.gate_norm = feed(), nn.LayerNorm(128)
+        self.up, self.down = nn.Linear(WIDTH, 256), nn.Linear(128, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "gmlp":
-            a, b = F.gelu(self.up(self.norms[0](x))).chunk(2, -1)
+            a, b = functional.gelu(self.up(self.norms[0](x))).chunk(2, -1)
             return x + self.down(a * self.over(self.gate_norm(b).transpose(1, 2)).transpose(1, 2))
         x = x + self.over(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
         return x + self.feed(self.norms[1](x))

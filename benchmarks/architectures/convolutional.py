@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from benchmarks.architectures.catalogue import BATCH, Architecture, image
 
@@ -61,11 +61,11 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "pre":
-            y = self.first(F.relu(self.norms[0](x)))
-            return self.short(x) + self.last(F.relu(self.norms[1](y)))
-        y = F.relu(self.norms[0](self.first(x)))
-        y = F.relu(self.norms[1](self.middle(y)))
-        return F.relu(self.norms[2](self.last(y)) + self.short(x))
+            y = self.first(functional.relu(self.norms[0](x)))
+            return self.short(x) + self.last(functional.relu(self.norms[1](y)))
+        y = functional.relu(self.norms[0](self.first(x)))
+        y = functional.relu(self.norms[1](self.middle(y)))
+        return functional.relu(self.norms[2](self.last(y)) + self.short(x))
 
 
 def residual(kind: str) -> nn.Module:
@@ -88,7 +88,7 @@ class RepVgg(nn.Module):
         self.norms = nn.ModuleList([nn.BatchNorm2d(width) for _ in range(3)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norms[0](self.big(x)) + self.norms[1](self.small(x)) + self.norms[2](x))
+        return functional.relu(self.norms[0](self.big(x)) + self.norms[1](self.small(x)) + self.norms[2](x))
 
 
 class Dense(nn.Module):
@@ -162,8 +162,8 @@ class Fire(nn.Module):
         self.three = nn.Conv2d(squeeze, expand, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.squeeze(x))
-        return torch.cat([F.relu(self.one(x)), F.relu(self.three(x))], 1)
+        x = functional.relu(self.squeeze(x))
+        return torch.cat([functional.relu(self.one(x)), functional.relu(self.three(x))], 1)
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:
@@ -183,7 +183,7 @@ class ShuffleOne(nn.Module):
         self.up = nn.Conv2d(width // 2, width, 1, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.up(self.depth(shuffled(self.down(x), self.groups))))
+        return functional.relu(x + self.up(self.depth(shuffled(self.down(x), self.groups))))
 
 
 class ShuffleTwo(nn.Module):
@@ -213,9 +213,9 @@ class Squeeze(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "conv":
-            return x * self.body(F.adaptive_avg_pool2d(x, 1))
+            return x * self.body(functional.adaptive_avg_pool2d(x, 1))
         n, c, _, _ = x.shape
-        return x * self.body(F.adaptive_avg_pool2d(x, 1).view(n, c)).view(n, c, 1, 1).expand_as(x)
+        return x * self.body(functional.adaptive_avg_pool2d(x, 1).view(n, c)).view(n, c, 1, 1).expand_as(x)
 
 
 class Inverted(nn.Module):
@@ -263,8 +263,8 @@ class ConvNext(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.depth(x)
         if self.first:
-            return x + self.scale * self.down(F.gelu(self.up(self.norm(y))))
-        y = F.gelu(self.up(self.norm(y.permute(0, 2, 3, 1))))
+            return x + self.scale * self.down(functional.gelu(self.up(self.norm(y))))
+        y = functional.gelu(self.up(self.norm(y.permute(0, 2, 3, 1))))
         if self.version == 2:
             energy = torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True)
             y = self.gamma * (y * energy / (energy.mean(-1, keepdim=True) + 1e-6)) + self.beta + y
@@ -284,8 +284,13 @@ class Patchify(nn.Module):
 
 def convnext(version: int, first: bool) -> nn.Module:
     """A ConvNeXt of two stages."""
-    blocks = [ConvNext(16, version, first), Patchify(16, 24), ConvNext(24, version, first)]
-    return nn.Sequential(nn.Conv2d(3, 16, 4, 4), *blocks, Head(24))
+    blocks = [
+        ConvNext(32, version, first),
+        Patchify(32, 64),
+        ConvNext(64, version, first),
+        ConvNext(64, version, first),
+    ]
+    return nn.Sequential(nn.Conv2d(3, 32, 4, 4), *blocks, Head(64))
 
 
 class SelectiveKernel(nn.Module):
@@ -298,7 +303,7 @@ class SelectiveKernel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         both = torch.stack([self.a(x), self.b(x)], 1)
-        weight = self.select(F.relu(self.reduce(both.sum(1).mean((2, 3), keepdim=True))))
+        weight = self.select(functional.relu(self.reduce(both.sum(1).mean((2, 3), keepdim=True))))
         n, _, c, _, _ = both.shape
         return x + (both * weight.view(n, 2, c, 1, 1).softmax(1)).sum(1)
 

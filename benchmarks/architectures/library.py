@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from benchmarks.architectures.catalogue import BATCH, SEQUENCE, Architecture, image, tokens
 
 TEXT = {
-    "hidden_size": 32,
+    "hidden_size": 64,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
+    "num_attention_heads": 8,
+    "intermediate_size": 160,
     "vocab_size": 64,
     "max_position_embeddings": 48,
 }
 KEYS = {"num_key_value_heads": 2, "head_dim": 8}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-VISION = {**TEXT, "image_size": 32, "patch_size": 8, "num_labels": 10}
+VISION = {**TEXT, "image_size": 32, "patch_size": 4, "num_labels": 10}
 
 
 class First(nn.Module):
     """A model of the library that gives its first tensor."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...], **fixed: Any) -> None:  # noqa: ANN401
+    def __init__(self, model: nn.Module, names: tuple[str, ...], **fixed: Any) -> None:
         super().__init__()
         self.model, self.names, self.fixed = model, names, fixed
 
@@ -75,8 +75,8 @@ _WHISPER: dict[str, object] = {
     "max_target_positions": 24, "decoder_start_token_id": 1, **SPECIAL,
 }  # fmt: skip
 _T5: dict[str, object] = {
-    "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 64, "decoder_start_token_id": 0,
-    **SPECIAL,
+    "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 64,
+    "decoder_start_token_id": 0, **SPECIAL,
 }  # fmt: skip
 
 ENTRIES: tuple[Architecture, ...] = (
@@ -85,12 +85,12 @@ ENTRIES: tuple[Architecture, ...] = (
     _text("Electra", "ForTokenClassification", "BERT", mask=True, embedding_size=16),
     _text("Albert", "Model", "BERT", mask=True, embedding_size=16),
     _text(
-        "DistilBert", "ForSequenceClassification", "BERT", mask=True, dim=32, n_heads=4, n_layers=2, hidden_dim=64
+        "DistilBert", "ForSequenceClassification", "BERT", mask=True, dim=64, n_heads=8, n_layers=2, hidden_dim=160
     ),
-    _text("GPT2", "LMHeadModel", "GPT", mask=True, n_embd=32, n_layer=2, n_head=4, n_positions=48, **SPECIAL),
+    _text("GPT2", "LMHeadModel", "GPT", mask=True, n_embd=64, n_layer=2, n_head=8, n_positions=48, **SPECIAL),
     _text("GPTNeoX", "ForCausalLM", "GPT", mask=True, **SPECIAL),
-    _text("OPT", "ForCausalLM", "GPT", mask=True, ffn_dim=64, word_embed_proj_dim=32, **SPECIAL),
-    _text("Bloom", "ForCausalLM", "GPT", mask=True, n_layer=2, n_head=4, **SPECIAL),
+    _text("OPT", "ForCausalLM", "GPT", mask=True, ffn_dim=160, word_embed_proj_dim=64, **SPECIAL),
+    _text("Bloom", "ForCausalLM", "GPT", mask=True, n_layer=2, n_head=8, **SPECIAL),
     _text("Llama", "ForCausalLM", "LLaMA", mask=True, **KEYS, **SPECIAL),
     _text("Mistral", "ForCausalLM", "LLaMA", mask=True, **KEYS, **SPECIAL),
     _text("Qwen2", "ForCausalLM", "LLaMA", mask=True, num_key_value_heads=2, **SPECIAL),
@@ -100,15 +100,15 @@ ENTRIES: tuple[Architecture, ...] = (
     _text("Phi3", "ForCausalLM", "LLaMA", mask=True, num_key_value_heads=2, **SPECIAL),
     _image("ViT", "ForImageClassification", "ViT", **VISION),
     _image("DeiT", "ForImageClassification", "ViT", **VISION),
-    _image("Swin", "ForImageClassification", "Swin", image_size=32, patch_size=4, embed_dim=16, depths=[1, 2],
-           num_heads=[2, 4], window_size=4, num_labels=10),
-    _image("ConvNext", "ForImageClassification", "ConvNeXt", hidden_sizes=[16, 24], depths=[1, 1], num_stages=2),
+    _image("Swin", "ForImageClassification", "Swin", image_size=32, patch_size=4, embed_dim=32, depths=[1, 2],
+           num_heads=[4, 8], window_size=4, num_labels=10),
+    _image("ConvNext", "ForImageClassification", "ConvNeXt", hidden_sizes=[32, 64], depths=[1, 2], num_stages=2),
     _image("ResNet", "ForImageClassification", "residual CNN", embedding_size=16, hidden_sizes=[32, 48], depths=[1, 2]),
     _image("RegNet", "ForImageClassification", "residual CNN", embedding_size=16, hidden_sizes=[32, 48], depths=[1, 1],
            groups_width=8),
     _image("MobileNetV2", "ForImageClassification", "inverted residual", depth_multiplier=0.25, image_size=32),
-    _image("Segformer", "ForImageClassification", "ViT", num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1],
-           hidden_sizes=[16, 32], patch_sizes=[7, 3], strides=[4, 2], num_attention_heads=[2, 4], mlp_ratios=[2, 2]),
+    _image("Segformer", "ForImageClassification", "ViT", num_encoder_blocks=2, depths=[2, 2], sr_ratios=[2, 1],
+           hidden_sizes=[32, 64], patch_sizes=[7, 3], strides=[4, 2], num_attention_heads=[4, 8], mlp_ratios=[4, 4]),
     Architecture(
         name="hf-whisper",
         family="encoder-decoder",
@@ -129,7 +129,7 @@ ENTRIES: tuple[Architecture, ...] = (
         build=lambda: _model(
             "CLIP",
             "Model",
-            {"text_config": {**TEXT, **SPECIAL}, "vision_config": {**TEXT, "image_size": 32, "patch_size": 8}},
+            {"text_config": {**TEXT, **SPECIAL}, "vision_config": {**TEXT, "image_size": 32, "patch_size": 4}},
             ("input_ids", "pixel_values"),
         ),
         inputs=lambda: (torch.randint(3, 64, (2, 6)), torch.randn(2, 3, 32, 32)),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from benchmarks.architectures.catalogue import BATCH, Architecture, image
 from benchmarks.architectures.convolutional import Residual, conv
@@ -41,10 +41,10 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.down[0](x)
-        b = self.down[1](F.max_pool2d(a, 2))
-        y = self.down[2](F.max_pool2d(b, 2))
+        b = self.down[1](functional.max_pool2d(a, 2))
+        y = self.down[2](functional.max_pool2d(b, 2))
         for skip, grow, merge in zip((b, a), self.grow, self.merge, strict=True):
-            y = grow(y) if self.up == "transposed" else F.interpolate(grow(y), scale_factor=2.0, mode=self.up)
+            y = grow(y) if self.up == "transposed" else functional.interpolate(grow(y), scale_factor=2.0, mode=self.up)
             y = merge(y + skip if self.adds else torch.cat([skip, y], 1))
         return self.last(y)
 
@@ -73,8 +73,8 @@ class AttentionUNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         x = self.enter(x)
-        y = self.first(F.silu(self.norms[0](x))) + self.time(t)[:, :, None, None]
-        x = x + self.second(F.silu(self.norms[1](y)))
+        y = self.first(functional.silu(self.norms[0](x))) + self.time(t)[:, :, None, None]
+        x = x + self.second(functional.silu(self.norms[1](y)))
         n, c, h, w = x.shape
         q, k, v = self.qkv(self.norms[2](x)).reshape(n, 3, 4, c // 4, h * w).unbind(1)
         weight = (q.transpose(-1, -2) @ k * (c // 4) ** -0.5).softmax(-1)
@@ -100,7 +100,7 @@ class Detector(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         low = self.low(x)
         high = self.lateral[1](self.high(low))
-        low = self.lateral[0](low) + F.interpolate(high, scale_factor=2.0, mode="nearest")
+        low = self.lateral[0](low) + functional.interpolate(high, scale_factor=2.0, mode="nearest")
         levels = [self.tower(level) for level in (low, high)]
         if self.kind in ("center", "fcos"):
             return tuple(head(level).exp() for head, level in zip(self.boxes, levels, strict=True))
@@ -151,7 +151,7 @@ class Pyramid(nn.Module):
         x = self.enter(self.body(x))
         pools = [x]
         for _ in range(3):
-            pools.append(F.max_pool2d(pools[-1], 5, 1, 2))
+            pools.append(functional.max_pool2d(pools[-1], 5, 1, 2))
         x = self.leave(torch.cat(pools, 1))
         n, _, h, w = x.shape
         distance = (self.box(x).view(n, 4, 16, h * w).softmax(2) * self.bins[:, None]).sum(2)
@@ -190,10 +190,10 @@ class Demucs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         skips = []
         for down, gate in zip(self.down, self.gate, strict=True):
-            x = F.glu(gate(F.relu(down(x))), 1)
+            x = functional.glu(gate(functional.relu(down(x))), 1)
             skips.append(x)
         for lift, up in zip(self.lift, self.up, strict=True):
-            x = up(F.glu(lift(x + skips.pop()), 1))
+            x = up(functional.glu(lift(x + skips.pop()), 1))
         return x
 
 
