@@ -7,12 +7,14 @@ grouped queries, rotary embeddings, causal masks, relative biases, key-value cac
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.architectures.catalogue import BATCH, SEQUENCE, Architecture, image, tokens
+from benchmarks.architectures.catalogue import BATCH, SEQUENCE, Architecture, Dynamic, image, tokens
 
 WIDTH, HEADS = 64, 8
 
@@ -398,11 +400,17 @@ class Patches(nn.Module):
         return self.head(self.norm(self.body(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
 
 
-def _entry(name: str, family: str, build: object, inputs: object, dynamic: object) -> Architecture:
-    return Architecture(name=name, family=family, build=build, inputs=inputs, dynamic=dynamic)  # type: ignore[arg-type]
+def _mixers(kind: str) -> nn.Module:
+    return Patches([Mixer(kind), Mixer(kind)])
 
 
-def _text(name: str, family: str, build: object) -> Architecture:
+def _entry(
+    name: str, family: str, build: Callable[[], nn.Module], inputs: Callable[[], tuple[Tensor, ...]], dynamic: Dynamic
+) -> Architecture:
+    return Architecture(name=name, family=family, build=build, inputs=inputs, dynamic=dynamic)
+
+
+def _text(name: str, family: str, build: Callable[[], nn.Module]) -> Architecture:
     return _entry(name, family, build, tokens(), SEQUENCE)
 
 
@@ -415,7 +423,7 @@ _LISTEN = {0: {0: "batch"}, 1: {0: "batch", 1: "sequence"}}
 
 ENTRIES: tuple[Architecture, ...] = (
     *(
-        _entry(f"vit-{kind}", "ViT", lambda k=kind: VisionTransformer(k, k != "einsum"), image(), BATCH)
+        _entry(f"vit-{kind}", "ViT", partial(VisionTransformer, kind, kind != "einsum"), image(), BATCH)
         for kind in ("unbind", "chunk", "separate", "sdpa", "einsum", "heads-first")
     ),
     _entry("vit-fixed", "ViT", lambda: VisionTransformer("unbind", True), image(batch=1), {}),
@@ -447,7 +455,7 @@ ENTRIES: tuple[Architecture, ...] = (
         _entry(
             f"whisper-{kind}",
             "encoder-decoder",
-            lambda k=kind: EncoderDecoder(k),
+            partial(EncoderDecoder, kind),
             lambda: (torch.randn(2, 20, 32), torch.randint(0, 64, (2, 6))),
             _LISTEN,
         )
@@ -457,14 +465,11 @@ ENTRIES: tuple[Architecture, ...] = (
         _entry(
             f"clip-{kind}",
             "two towers",
-            lambda k=kind: TwoTowers(k),
+            partial(TwoTowers, kind),
             lambda: (torch.randn(2, 3, 32, 32), torch.randint(0, 64, (2, 6))),
             _LISTEN,
         )
         for kind in ("sdpa", "split")
     ),
-    *(
-        _entry(kind, "MLP-Mixer", lambda k=kind: Patches([Mixer(k), Mixer(k)]), image(), BATCH)
-        for kind in ("mixer", "gmlp", "resmlp")
-    ),
+    *(_entry(kind, "MLP-Mixer", partial(_mixers, kind), image(), BATCH) for kind in ("mixer", "gmlp", "resmlp")),
 )

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+Dynamic = Mapping[int, Mapping[int, str]]
+"""Input position -> axis -> name of its open length."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
@@ -27,7 +30,7 @@ class Architecture:
     family: str
     build: Callable[[], torch.nn.Module]
     inputs: Callable[[], tuple[torch.Tensor, ...]]
-    dynamic: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
+    dynamic: Dynamic = field(default_factory=dict)
 
 
 def image(channels: int = 3, side: int = 32, batch: int = 2) -> Callable[[], tuple[torch.Tensor, ...]]:
@@ -40,7 +43,7 @@ def tokens(vocabulary: int = 64, length: int = 10, batch: int = 2) -> Callable[[
     return lambda: (torch.randint(0, vocabulary, (batch, length)),)
 
 
-BATCH: Mapping[int, Mapping[int, str]] = {0: {0: "batch"}}
+BATCH: Dynamic = {0: {0: "batch"}}
 """The first input's first axis is open."""
-SEQUENCE: Mapping[int, Mapping[int, str]] = {0: {0: "batch", 1: "sequence"}}
+SEQUENCE: Dynamic = {0: {0: "batch", 1: "sequence"}}
 """The first input's first two axes are open."""

@@ -5,6 +5,9 @@ Each entry is one idiom of its family as public code spells it, at a width that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -308,8 +311,12 @@ class SelectiveKernel(nn.Module):
         return x + (both * weight.view(n, 2, c, 1, 1).softmax(1)).sum(1)
 
 
-def _entry(name: str, family: str, build: object) -> Architecture:
-    return Architecture(name=name, family=family, build=build, inputs=image(), dynamic=BATCH)  # type: ignore[arg-type]
+def _entry(name: str, family: str, build: Callable[[], nn.Module]) -> Architecture:
+    return Architecture(name=name, family=family, build=build, inputs=image(), dynamic=BATCH)
+
+
+def _shuffle(groups: int) -> nn.Module:
+    return nn.Sequential(conv(3, 48), ShuffleOne(48, groups), ShuffleOne(48, groups), Head(48))
 
 
 def _inception(factorised: bool) -> nn.Module:
@@ -333,8 +340,13 @@ ENTRIES: tuple[Architecture, ...] = (
     _entry("inception", "inception", lambda: _inception(False)),
     _entry("inception-factorised", "inception", lambda: _inception(True)),
     _entry("squeezenet", "inception", lambda: nn.Sequential(conv(3, 16), Fire(16, 8, 16), Fire(32, 8, 20), Head(40))),
-    _entry(
-        "shufflenet-v1", "shuffle", lambda: nn.Sequential(conv(3, 24), ShuffleOne(24, 3), ShuffleOne(24, 3), Head(24))
+    *(
+        _entry(
+            f"shufflenet-v1-{groups}-groups",
+            "shuffle",
+            partial(_shuffle, groups),
+        )
+        for groups in (2, 3, 4)
     ),
     _entry("shufflenet-v2", "shuffle", lambda: nn.Sequential(conv(3, 24), ShuffleTwo(24), ShuffleTwo(24), Head(24))),
     _entry("mobilenet-v2", "inverted residual", lambda: inverted("", nn.ReLU6)),

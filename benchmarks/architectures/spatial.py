@@ -5,11 +5,14 @@ Written out by hand, as public code spells them, at a width that exports in a se
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.architectures.catalogue import BATCH, Architecture, image
+from benchmarks.architectures.catalogue import BATCH, Architecture, Dynamic, image
 from benchmarks.architectures.convolutional import Residual, conv
 
 
@@ -228,17 +231,17 @@ def volume() -> nn.Module:
     return nn.Sequential(*block, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(12, 4))
 
 
-def _picture(name: str, family: str, build: object) -> Architecture:
-    return Architecture(name=name, family=family, build=build, inputs=image(), dynamic=BATCH)  # type: ignore[arg-type]
+def _picture(name: str, family: str, build: Callable[[], nn.Module]) -> Architecture:
+    return Architecture(name=name, family=family, build=build, inputs=image(), dynamic=BATCH)
 
 
-def _audio(name: str, build: object, channels: int, length: int, dynamic: object) -> Architecture:
+def _audio(name: str, build: Callable[[], nn.Module], channels: int, length: int, dynamic: Dynamic) -> Architecture:
     return Architecture(
         name=name,
         family="audio 1-D",
-        build=build,  # type: ignore[arg-type]
+        build=build,
         inputs=lambda: (torch.randn(2, channels, length),),
-        dynamic=dynamic,  # type: ignore[arg-type]
+        dynamic=dynamic,
     )
 
 
@@ -265,7 +268,7 @@ ENTRIES: tuple[Architecture, ...] = (
     ),
     _picture("super-resolution", "U-Net", SuperResolution),
     *(
-        _picture(kind, "detection head", lambda k=kind: Detector(k))
+        _picture(kind, "detection head", partial(Detector, kind))
         for kind in ("yolo", "retina", "center", "fcos", "ssd")
     ),
     _picture("yolo-c2f", "detection head", Pyramid),
