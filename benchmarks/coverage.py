@@ -241,11 +241,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="How much of real models coupling reaches.")
     parser.add_argument("paths", nargs="*", help="Files or folders; default: the data folder beside the checkout.")
     parser.add_argument("--groups", type=int, default=4, help="Groups judged alone for each file.")
+    parser.add_argument("--keep", action="store_true", help="Keep the last run's rows of files that are not named.")
     parser.add_argument("--largest", type=float, default=np.inf, help="Leave out files above so many MB.")
     given = parser.parse_args(arguments)
     found = [path for path in files(given.paths) if path.stat().st_size <= given.largest * 1e6]
     console = Console()
     rows = [measure(path, given.groups) for path in track(found, console=Console(stderr=True), description="files")]
+    if given.keep and RESULT.exists():
+        names = {row.file for row in rows}
+        last = [Row(**row) for row in json.loads(RESULT.read_text(encoding="utf-8"))["files"]]
+        rows = sorted([*rows, *(row for row in last if row.file not in names)], key=lambda row: row.file)
     console.print(show(rows))
     totals, grouped = summary(rows), families(rows)
     console.print(show_families(grouped))
