@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passes.axes import ONE, Atom, Axes, Product, Sum, Term, atoms, kept, size
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 SMALL = st.integers(1, 6)
 TERMS = st.recursive(
@@ -164,3 +167,15 @@ def test_an_axis_of_one_entry_is_no_unit() -> None:
     axes = Axes()
     assert axes.fresh(1) == ONE
     assert list(atoms(ONE)) == []
+
+
+def test_a_cut_at_the_start_takes_nothing() -> None:
+    """A slice from 0 has no head: halves that are joined in the other order are still one axis."""
+    axes = Axes()
+    whole = axes.fresh(8)
+    head, first, rest = axes.split(whole, (0, 4, 4), "slice")
+    assert size(head) == 0
+    half = axes.fresh(4)
+    axes.unify(Sum((rest, first)), Sum((half, half)), "rotary")
+    assert axes.resolve(whole) == Sum((axes.resolve(half),) * 2)
+    assert not any(axes.frozen(atom) for atom in atoms(axes.resolve(whole)))
