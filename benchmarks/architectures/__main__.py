@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.architectures import attention, convolutional, library, recurrent, spatial, tabular
+from benchmarks.architectures import convolutional, language, library, recurrent, spatial, tabular, vision
 from benchmarks.architectures.catalogue import Architecture
 
 CATALOGUE = (
     *convolutional.ENTRIES,
     *spatial.ENTRIES,
-    *attention.ENTRIES,
+    *vision.ENTRIES,
+    *language.ENTRIES,
     *recurrent.ENTRIES,
     *library.ENTRIES,
 )

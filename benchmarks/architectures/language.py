@@ -1,7 +1,6 @@
-"""Transformers written out by hand: ViT, Swin, BERT, GPT, LLaMA, encoder-decoder, two towers, experts, MLP-Mixer.
+"""Language models and networks of several parts, written out by hand: BERT, GPT, LLaMA, experts, Whisper, CLIP.
 
-Attention is spelled in the ways that exporters meet: fused or separate projections, chunk or unbind or split, einsum,
-grouped queries, rotary embeddings, causal masks, relative biases, key-value caches.
+Grouped queries, rotary embeddings, causal and padding masks, tied embeddings, key-value caches.
 """
 
 from __future__ import annotations
@@ -14,69 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.architectures.catalogue import BATCH, SEQUENCE, Architecture, Dynamic, image, tokens
-
-WIDTH, HEADS = 64, 8
-
-
-class Attention(nn.Module):
-    """Self- or cross-attention in one of many spellings."""
-
-    def __init__(self, kind: str, bias: bool = True, causal: bool = False) -> None:
-        super().__init__()
-        self.kind, self.causal = kind, causal
-        self.fused = kind in ("unbind", "chunk", "split", "heads-first")
-        if self.fused:
-            self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias)
-        else:
-            self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH, bias) for _ in range(3))
-        self.o = nn.Linear(WIDTH, WIDTH, bias)
-
-    def project(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, [batch, heads, length, width of a head]."""
-        n, length, _ = x.shape
-        inner = WIDTH // HEADS
-        if self.kind == "unbind":
-            q, k, v = self.qkv(x).reshape(n, length, 3, HEADS, inner).permute(2, 0, 3, 1, 4).unbind(0)
-            return q, k, v
-        if self.kind == "heads-first":
-            q, k, v = self.qkv(x).view(n, length, HEADS, 3 * inner).transpose(1, 2).chunk(3, -1)
-            return q, k, v
-        parts = self.qkv(x).chunk(3, -1) if self.kind == "chunk" else None
-        if self.kind == "split":
-            parts = self.qkv(x).split(WIDTH, 2)
-        q, k, v = parts if parts is not None else (self.q(x), self.k(memory), self.v(memory))
-        return tuple(t.view(t.shape[0], -1, HEADS, inner).transpose(1, 2) for t in (q, k, v))  # type: ignore[return-value]
-
-    def forward(self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        n, length, _ = x.shape
-        q, k, v = self.project(x, x if memory is None else memory)
-        if self.kind in ("sdpa", "chunk"):
-            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
-        else:
-            if self.kind == "einsum":
-                score = torch.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(q.shape[-1])
-            else:
-                score = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            if self.causal:
-                hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
-                score = score.masked_fill(hidden, -1e9)
-            if mask is not None:
-                score = score + mask
-            weight = score.softmax(-1)
-            y = torch.einsum("bhij,bhjd->bhid", weight, v) if self.kind == "einsum" else weight @ v
-        return self.o(y.transpose(1, 2).reshape(n, length, WIDTH))
-
-
-class Rms(nn.Module):
-    """Root-mean-square normalisation, written out."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+from benchmarks.architectures.blocks import HEADS, WIDTH, Attention, Block, Rms, feed
+from benchmarks.architectures.catalogue import SEQUENCE, Architecture, Dynamic, tokens
+from benchmarks.architectures.vision import VisionTransformer
 
 
 class Gated(nn.Module):
@@ -92,104 +31,6 @@ class Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         up, gate = self.up(x).chunk(2, -1) if self.fused else (self.up(x), self.gate(x))
         return self.down(up * getattr(functional, self.act)(gate))
-
-
-def feed(act: type[nn.Module] = nn.GELU) -> nn.Module:
-    """Two linear layers."""
-    return nn.Sequential(nn.Linear(WIDTH, 192), act(), nn.Linear(192, WIDTH))
-
-
-class Block(nn.Module):
-    """Normalise first or last, attend, feed forward."""
-
-    def __init__(self, attention: nn.Module, after: bool = False, norm: type[nn.Module] = nn.LayerNorm) -> None:
-        super().__init__()
-        self.attention, self.feed, self.after = attention, feed(), after
-        self.norms = nn.ModuleList([norm(WIDTH), norm(WIDTH)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.after:
-            x = self.norms[0](x + self.attention(x))
-            return self.norms[1](x + self.feed(x))
-        x = x + self.attention(self.norms[0](x))
-        return x + self.feed(self.norms[1](x))
-
-
-class VisionTransformer(nn.Module):
-    """Patches, class token or mean, learned positions."""
-
-    def __init__(self, kind: str, token: bool) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(3, WIDTH, 8, 8)
-        self.token = nn.Parameter(torch.randn(1, 1, WIDTH)) if token else None
-        self.place = nn.Parameter(torch.randn(1, 17 if token else 16, WIDTH))
-        self.blocks = nn.Sequential(Block(Attention(kind)), Block(Attention(kind)))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patch(x).flatten(2).transpose(1, 2)
-        if self.token is not None:
-            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
-        x = self.norm(self.blocks(x + self.place))
-        return self.head(x[:, 0] if self.token is not None else x.mean(1))
-
-
-class Window(nn.Module):
-    """Swin: attention in shifted windows with a relative bias."""
-
-    def __init__(self, width: int, heads: int, shift: int) -> None:
-        super().__init__()
-        self.heads, self.shift, self.side = heads, shift, 4
-        self.qkv, self.o = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.table = nn.Parameter(torch.randn(49, heads))
-        place = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")).flatten(1)
-        apart = place[:, :, None] - place[:, None, :] + 3
-        self.register_buffer("index", apart[0] * 7 + apart[1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, h, w, c = x.shape
-        side = self.side
-        y = self.norms[0](x)
-        if self.shift:
-            y = torch.roll(y, (-self.shift, -self.shift), (1, 2))
-        y = y.view(n, h // side, side, w // side, side, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, side * side, c)
-        q, k, v = self.qkv(y).reshape(-1, side * side, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.table[self.index.view(-1)].view(side * side, side * side, -1).permute(2, 0, 1)
-        weight = (q * (c // self.heads) ** -0.5 @ k.transpose(-2, -1) + bias).softmax(-1)
-        y = self.o((weight @ v).transpose(1, 2).reshape(-1, side * side, c))
-        y = y.view(n, h // side, w // side, side, side, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
-        if self.shift:
-            y = torch.roll(y, (self.shift, self.shift), (1, 2))
-        x = x + y
-        return x + self.feed(self.norms[1](x))
-
-
-class Merge(nn.Module):
-    """Swin: four neighbours become one token of twice the width."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.reduce = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        corners = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
-        return self.reduce(self.norm(torch.cat(corners, -1)))
-
-
-class Swin(nn.Module):
-    """Two stages of windows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(3, 32, 4, 4)
-        self.body = nn.Sequential(Window(32, 4, 0), Window(32, 4, 2), Merge(32), Window(64, 8, 0))
-        self.norm, self.head = nn.LayerNorm(64), nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.body(self.patch(x).permute(0, 2, 3, 1))
-        return self.head(self.norm(x).mean((1, 2)))
 
 
 class Language(nn.Module):
@@ -368,42 +209,6 @@ class TwoTowers(nn.Module):
         return self.scale.exp() * a @ b.t()
 
 
-class Mixer(nn.Module):
-    """MLP-Mixer: one MLP over the patches, one over the channels; or gMLP's spatial gate, or ResMLP's affine."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind, self.norms = kind, nn.ModuleList([nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)])
-        self.over = (
-            nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) if kind == "mixer" else nn.Linear(16, 16)
-        )
-        self.feed, self.gate_norm = feed(), nn.LayerNorm(128)
-        self.up, self.down = nn.Linear(WIDTH, 256), nn.Linear(128, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "gmlp":
-            a, b = functional.gelu(self.up(self.norms[0](x))).chunk(2, -1)
-            return x + self.down(a * self.over(self.gate_norm(b).transpose(1, 2)).transpose(1, 2))
-        x = x + self.over(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
-        return x + self.feed(self.norms[1](x))
-
-
-class Patches(nn.Module):
-    """Patches, blocks, mean, classifier."""
-
-    def __init__(self, blocks: list[nn.Module]) -> None:
-        super().__init__()
-        self.patch, self.body = nn.Conv2d(3, WIDTH, 8, 8), nn.Sequential(*blocks)
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.body(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
-
-
-def _mixers(kind: str) -> nn.Module:
-    return Patches([Mixer(kind), Mixer(kind)])
-
-
 def _entry(
     name: str, family: str, build: Callable[[], nn.Module], inputs: Callable[[], tuple[Tensor, ...]], dynamic: Dynamic
 ) -> Architecture:
@@ -420,14 +225,7 @@ def _cache() -> tuple[Tensor, ...]:
 
 _CACHE = {0: {0: "batch"}, 1: {0: "batch", 2: "past"}, 2: {0: "batch", 2: "past"}}
 _LISTEN = {0: {0: "batch"}, 1: {0: "batch", 1: "sequence"}}
-
 ENTRIES: tuple[Architecture, ...] = (
-    *(
-        _entry(f"vit-{kind}", "ViT", partial(VisionTransformer, kind, kind != "einsum"), image(), BATCH)
-        for kind in ("unbind", "chunk", "separate", "sdpa", "einsum", "heads-first")
-    ),
-    _entry("vit-fixed", "ViT", lambda: VisionTransformer("unbind", True), image(batch=1), {}),
-    _entry("swin", "Swin", Swin, image(), BATCH),
     _text("bert-post", "BERT", lambda: Language("separate", True, False, False)),
     _entry(
         "bert-masked",
@@ -442,15 +240,15 @@ ENTRIES: tuple[Architecture, ...] = (
     _text("llama-expand", "LLaMA", lambda: Llama(2, "expand")),
     _text("llama-interleave", "LLaMA", lambda: Llama(2, "interleave")),
     _text("llama-broadcast", "LLaMA", lambda: Llama(2, "broadcast")),
-    _text("llama-all-heads", "LLaMA", lambda: Llama(4, "expand")),
+    _text("llama-all-heads", "LLaMA", lambda: Llama(HEADS, "expand")),
     _text("llama-one-key", "LLaMA", lambda: Llama(1, "expand")),
     _text("qwen-normed", "LLaMA", lambda: Llama(2, "expand", bias=True, normed=True)),
     _text("phi-fused-gate", "LLaMA", lambda: Llama(2, "expand", fused=True)),
     _entry("llama-cached", "LLaMA", Cached, _cache, _CACHE),
-    _text("moe-loop", "MoE", lambda: Llama(4, "expand", experts="loop")),
-    _text("moe-stacked", "MoE", lambda: Llama(4, "expand", experts="stacked")),
-    _text("moe-einsum", "MoE", lambda: Llama(4, "expand", experts="einsum")),
-    _text("moe-top", "MoE", lambda: Llama(4, "expand", experts="top")),
+    _text("moe-loop", "MoE", lambda: Llama(HEADS, "expand", experts="loop")),
+    _text("moe-stacked", "MoE", lambda: Llama(HEADS, "expand", experts="stacked")),
+    _text("moe-einsum", "MoE", lambda: Llama(HEADS, "expand", experts="einsum")),
+    _text("moe-top", "MoE", lambda: Llama(HEADS, "expand", experts="top")),
     *(
         _entry(
             f"whisper-{kind}",
@@ -471,5 +269,4 @@ ENTRIES: tuple[Architecture, ...] = (
         )
         for kind in ("sdpa", "split")
     ),
-    *(_entry(kind, "MLP-Mixer", partial(_mixers, kind), image(), BATCH) for kind in ("mixer", "gmlp", "resmlp")),
 )
