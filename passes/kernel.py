@@ -6,7 +6,7 @@ every step, and Nystrom folds, go out (DESIGN 3.4). Pure numpy, float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,10 +40,12 @@ class Curve:
     Attributes:
         order: Units, best first, shape (units,).
         residual: Sum over the panels of tr(H (K - K_:S K_SS^-1 K_S:)) at widths 0..units, non-increasing.
+        steps: Width up to which the residual is exact; between it and the full width it is an upper bound.
     """
 
     order: Array
     residual: Floats
+    steps: int
 
 
 def choose(panels: Sequence[Panel], *, rank: int | None = None, tolerance: float = 0.0) -> Curve:
@@ -63,34 +65,51 @@ def choose(panels: Sequence[Panel], *, rank: int | None = None, tolerance: float
 
     References: DESIGN 3.4; Harbrecht, Peters, Schneider (2012), pivoted Cholesky with exact error control.
     """
+    units = len(panels[0].second) // panels[0].block
+    left = np.ones(units, dtype=bool)
+
+    def best(steps: _Steps) -> int:
+        unit = int(np.argmax(np.where(left, steps.gains(), -np.inf)))
+        left[unit] = False
+        return unit
+
+    def rest(steps: _Steps) -> list[int]:
+        gains, open_units = steps.gains(), np.flatnonzero(left)
+        return [int(unit) for unit in open_units[np.argsort(-gains[open_units], kind="stable")]]
+
+    return _factorise(panels, best, rest, rank, tolerance)
+
+
+def along(panels: Sequence[Panel], order: Array, *, rank: int | None = None, tolerance: float = 0.0) -> Curve:
+    """The residual after every step of a given order of all units: what `choose` is compared with."""
+    units = [int(unit) for unit in order]
+    coming = iter(units)
+    return _factorise(panels, lambda steps: next(coming), lambda steps: list(coming), rank, tolerance)
+
+
+def _factorise(
+    panels: Sequence[Panel],
+    following: Callable[[_Steps], int],
+    rest: Callable[[_Steps], list[int]],
+    rank: int | None,
+    tolerance: float,
+) -> Curve:
     if (rank is not None and rank < 1) or not 0 <= tolerance <= 1:
         raise ValueError(f"a kernel needs a rank >= 1 and a tolerance in [0, 1]; got {rank} and {tolerance}")
     units = len(panels[0].second) // panels[0].block
     steps = _Steps(panels)
-    left = np.ones(units, dtype=bool)
     order: list[int] = []
     while len(order) < min(units, rank or units) and not (order and steps.curve[-1] <= tolerance * steps.curve[0]):
-        gains = steps.gains()
-        gains[~left] = -np.inf
-        best = int(np.argmax(gains))
-        left[best] = False
-        order.append(best)
-        steps.take(best)
-    if len(order) < units:
-        gains = steps.gains()
-        rest = np.flatnonzero(left)
-        order += rest[np.argsort(-gains[rest], kind="stable")].tolist()
+        unit = following(steps)
+        order.append(unit)
+        steps.take(unit)
+    taken = len(order)
+    if taken < units:
+        order += rest(steps)
         steps.curve += [steps.curve[-1]] * (units + 1 - len(steps.curve))
+        # Who keeps everything rebuilds nothing.
         steps.curve[-1] = 0.0
-    return Curve(np.array(order, dtype=np.intp), np.array(steps.curve))
-
-
-def along(panels: Sequence[Panel], order: Array) -> Curve:
-    """The residual after every step of a given order of all units: what `choose` is compared with."""
-    steps = _Steps(panels)
-    for unit in order:
-        steps.take(int(unit))
-    return Curve(np.asarray(order, dtype=np.intp), np.array(steps.curve))
+    return Curve(np.array(order, dtype=np.intp), np.array(steps.curve), taken)
 
 
 def uniform_order(units: int, seed: int) -> Array:
@@ -152,80 +171,82 @@ def angles(second: Floats, block: int = 1) -> Floats:
 
 
 class _Steps:
-    """The state of one factorisation: the residual kernel of each panel, and that times the consumers' Gram."""
+    """The state of one factorisation over all panels, and the residual after each step."""
 
     def __init__(self, panels: Sequence[Panel]) -> None:
-        self._panels = panels
-        self._states = [[panel.second.copy(), panel.weight @ panel.second] for panel in panels]
-        self._floors = [JITTER * max(float(np.trace(panel.second)) / len(panel.second), 1e-300) for panel in panels]
-        self.curve = [self._trace()]
+        self._parts = [(_Channels if panel.block == 1 else _Blocks)(panel) for panel in panels]
+        self.curve = [sum(part.trace() for part in self._parts)]
 
     def gains(self) -> Floats:
-        total: Floats = np.zeros(len(self._panels[0].second) // self._panels[0].block)
-        for panel, (rest, weighted), floor in zip(self._panels, self._states, self._floors, strict=True):
-            total += _gains(rest, weighted, panel.block, floor)
+        total: Floats = self._parts[0].gains()
+        for part in self._parts[1:]:
+            total = total + part.gains()
         return total
 
     def take(self, unit: int) -> None:
-        for panel, state, floor in zip(self._panels, self._states, self._floors, strict=True):
-            _eliminate(state, unit, panel.block, floor)
-        self.curve.append(min(max(self._trace(), 0.0), self.curve[-1]))
-
-    def _trace(self) -> float:
-        return sum(float(np.trace(weighted)) for _, weighted in self._states)
+        for part in self._parts:
+            part.take(unit)
+        self.curve.append(min(max(sum(part.trace() for part in self._parts), 0.0), self.curve[-1]))
 
 
 class _Channels:
-    """The residual R = K - L L^T of one panel of single channels: only its diagonal and that of R H R are kept.
+    """One panel with one channel a unit, left-looking: R = K - G G^T is never formed.
 
-    A step costs four products of a matrix and a vector instead of two updates of whole matrices.
+    What a step needs of R are a column, its diagonal, and diag(R H R); the last two follow from R' = R - c c^T / p by
+    two products with a vector, a quarter of the memory traffic of updating R and H R.
     """
 
     def __init__(self, panel: Panel) -> None:
         self._second, self._weight = panel.second, panel.weight
-        weighted = panel.weight @ panel.second
         self._floor = _floor(panel)
+        weighted = panel.weight @ panel.second
+        self._trace = float(np.trace(weighted))
+        self._moved: Floats = np.einsum("ji,ji->i", panel.second, weighted)
         self._diagonal = np.diagonal(panel.second).copy()
-        self._moved: Floats = np.sum(panel.second * weighted.T, axis=1)
-        self._columns = np.zeros((len(panel.second), len(panel.second)), order="F")
-        self._rank = 0
-        self.residual = float(np.trace(weighted))
+        self._factor: Floats = np.zeros((len(panel.second), 8))
+        self._steps = 0
+
+    def trace(self) -> float:
+        return self._trace
 
     def gains(self) -> Floats:
-        """What each channel would remove from the residual."""
-        gains = np.maximum(self._moved, 0.0) / np.maximum(self._diagonal, self._floor)
-        return np.where(self._diagonal > self._floor, gains, 0.0)
+        open_units = self._diagonal > self._floor
+        return np.where(open_units, self._moved / np.maximum(self._diagonal, self._floor), 0.0)
 
-    def eliminate(self, unit: int) -> None:
-        """Take a channel as kept: what it explains leaves the residual."""
-        pivot = float(self._diagonal[unit])
-        if pivot <= self._floor:
+    def take(self, unit: int) -> None:
+        if self._diagonal[unit] <= self._floor:
             return
-        known = self._columns[:, : self._rank]
-        column = self._second[:, unit] - known @ known[unit]
-        column /= np.sqrt(pivot)
+        done = self._factor[:, : self._steps]
+        column = self._second[:, unit] - done @ done[unit]
+        pivot = float(column[unit])
+        if pivot <= self._floor:
+            self._diagonal[unit] = pivot
+            return
         pulled = self._weight @ column
-        reached = self._second @ pulled - known @ (known.T @ pulled)
-        lost = float(column @ pulled)
-        self._moved -= 2 * column * reached - lost * column**2
-        self._diagonal -= column**2
-        self._columns[:, self._rank] = column
-        self._rank += 1
-        self.residual -= lost
+        spread = self._second @ pulled - done @ (done.T @ pulled)
+        removed = float(column @ pulled)
+        share = column / pivot
+        self._trace -= removed / pivot
+        self._moved += share * (share * removed - 2 * spread)
+        self._diagonal -= share * column
+        self._diagonal[unit] = 0.0
+        if self._steps == self._factor.shape[1]:
+            self._factor = np.concatenate([self._factor, np.zeros_like(self._factor)], axis=1)
+        self._factor[:, self._steps] = column / np.sqrt(pivot)
+        self._steps += 1
 
 
 class _Blocks:
-    """The same for units of several channels: R and H R are kept whole."""
+    """One panel with several channels a unit: R and H R are updated as they are."""
 
     def __init__(self, panel: Panel) -> None:
-        self._block = panel.block
-        self._floor = _floor(panel)
-        self._rest = panel.second.copy()
-        self._weighted: Floats = panel.weight @ panel.second
-        self.residual = float(np.trace(self._weighted))
+        self._rest, self._weighted = panel.second.copy(), panel.weight @ panel.second
+        self._block, self._floor = panel.block, _floor(panel)
+
+    def trace(self) -> float:
+        return float(np.trace(self._weighted))
 
     def gains(self) -> Floats:
-        """What each unit would remove from the residual."""
         block = self._block
         units = len(self._rest) // block
         rows = self._rest.reshape(units, block, -1)
@@ -236,14 +257,12 @@ class _Blocks:
         gains: Floats = np.einsum("jaa->j", np.linalg.solve(regular, moved))
         return gains
 
-    def eliminate(self, unit: int) -> None:
-        """Take a unit as kept: what it explains leaves the residual."""
+    def take(self, unit: int) -> None:
         span = slice(unit * self._block, (unit + 1) * self._block)
         pivot = self._rest[span, span] + self._floor * np.eye(self._block)
         row: Floats = np.asarray(np.linalg.solve(pivot, self._rest[span]), dtype=np.float64)
         self._weighted -= self._weighted[:, span] @ row
         self._rest -= self._rest[:, span].copy() @ row
-        self.residual = float(np.trace(self._weighted))
 
 
 def _floor(panel: Panel) -> float:

@@ -278,13 +278,19 @@ def _measure(
     )
     by_consumer = {name: variance[tensor] for name, (tensor, _) in scales.items()}
     offers = tuple(
-        parallel.spread(
-            lambda c: candidates.offer(
-                c, graph, coupled, moments, by_consumer, geometry=settings.geometry, seed=settings.seed
-            ),
-            found,
-            threads=settings.threads,
+        candidates.offer(
+            c,
+            graph,
+            coupled,
+            moments,
+            by_consumer,
+            geometry=settings.geometry,
+            seed=settings.seed,
+            rank=settings.kernel_rank,
+            tolerance=settings.kernel_tolerance,
+            landmarks=settings.landmarks,
         )
+        for c in found
     )
     chosen = _first(given.calibration, affordable(model, given.calibration.samples))
     batches = runtime.runs(model, inputs.take(given.calibration, chosen), RUN_SAMPLES)
