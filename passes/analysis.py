@@ -33,7 +33,7 @@ from passes.graph_io import to_graph
 from passes.progress import Progress, Silent
 from passes.records import Floats, Json, Operator, State
 from passes.redundancy import Cluster, Node
-from passes.settings import ImagePreparation, Landmarks
+from passes.settings import ImagePreparation, Landmarks, Settings
 from passes.version import VERSION
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class AnalysisSettings:
             raise SettingsError(
                 f"neighbours must be at least 1 and samples at least 2; got {self.neighbours} and {self.samples}"
             )
+        # The kernel's knobs have one place where they are checked.
+        Settings(kernel_rank=self.kernel_rank, kernel_tolerance=self.kernel_tolerance, landmarks=self.landmarks)
         if self.data and not self.curves:
             raise SettingsError("data are for the curves: ask for curves, or leave the data out")
 

@@ -242,9 +242,11 @@ def _read(operator: Operator, node: gs.Node | None) -> Weights:
             "read operators from the graph they were found in"
         )
     tensor = None if operator.bias is None else kind.bias(node, positions[0])
-    merged = value.reshape(layout.split).transpose(layout.order).reshape(layout.shape)
+    merged = value.reshape(layout.split).transpose(layout.order).reshape(layout.shape).astype(np.float64)
+    if layout.scale != 1:
+        merged *= layout.scale
     return Weights(
         operator=operator,
-        matrices=merged.astype(np.float64) * layout.scale,
+        matrices=merged,
         bias=None if tensor is None else _bias(tensor, layout),
     )

@@ -127,7 +127,7 @@ def spectrum(matrix: npt.ArrayLike, *, route: Route = "auto", rank: int | None =
     if (rank is None) == (route == "randomised"):
         raise ValueError(f"rank belongs to the randomised route, and only there; got route {route!r} and rank {rank}")
     # Squares of 1e200 overflow and those of 1e-200 vanish; the spectrum scales with the matrix.
-    scale = float(np.max(np.abs(a), initial=0.0)) or 1.0
+    scale = max(float(np.max(a, initial=0.0)), -float(np.min(a, initial=0.0))) or 1.0
     a = a / scale
     if rank is not None:
         found = _randomised(a, rank, seed)
