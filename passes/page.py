@@ -19,7 +19,7 @@ PLACE = "{{VALUES}}"
 DIGITS = 5
 """Significant digits of a number on the page; the JSON report has them all."""
 
-_LAYOUT_WORK = 50_000
+_LAYOUT_WORK = 20_000
 """Nodes times iterations of the layout: a second or two."""
 
 
