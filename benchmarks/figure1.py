@@ -31,9 +31,9 @@ from passes.records import Array, Json, Shrink
 from passes.settings import Geometry
 from passes.workload import Pricer, structures
 
-CUTS = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75)
-REPAIRED_CUTS = (0.125, 0.25, 0.5, 0.75)
-CONTROL_CUTS = (0.25, 0.5)
+CUTS = (0.5, 0.25, 0.125, 0.0625, 0.375, 0.75)
+REPAIRED_CUTS = (0.5, 0.25, 0.125, 0.75)
+CONTROL_CUTS = (0.5, 0.25)
 PLANNED_CUTS = (0.5,)
 RANDOM_SEEDS = (0, 1, 2)
 CALIBRATION = 256
@@ -115,33 +115,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.figure1", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two cuts and fewer images; nothing is written")
     parser.add_argument("--images", type=int, default=IMAGES, help="to judge on")
+    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 1 on a machine with other work")
+    parser.add_argument("--resume", action="store_true", help="keep the points that an interrupted run has written")
     parser.add_argument("--plot-only", action="store_true", help="draw the figure again from the saved results")
     options = parser.parse_args(arguments)
     console = Console()
     if options.plot_only:
-        _draw(json.loads((common.RESULTS / "figure1.json").read_text(encoding="utf-8")))
+        saved = json.loads((common.RESULTS / "figure1.json").read_text(encoding="utf-8"))
+        console.print(_table(saved))
+        _draw(saved)
         return 0
     if not common.available():
         return 0
     quick = cast(bool, options.quick)
+    threads = cast(int, options.threads)
     network = common.NETWORKS["resnet18-cifar10"]
     images, labels = network.images("eval", min(300, options.images) if quick else options.images)
     calibration, _ = network.images("calib", 128 if quick else CALIBRATION)
     before = onnx.load(network.path)
-    accuracy = 100 * float(np.mean(common.predictions(before, images) == labels))
+    accuracy = 100 * float(np.mean(common.predictions(before, images, threads=threads) == labels))
     shop = prepare(network, calibration)
+    shop = replace(shop, bench=replace(shop.bench, threads=threads))
     console.log(f"{network.name}: {accuracy:.2f} % before, {len(shop.found)} groups can be cut")
     runner = _Runner(shop, images, labels, console)
-    cells: list[dict[str, Json]] = []
-    for method in METHODS:
-        for cut in CONTROL_CUTS if quick else method.cuts:
-            cells.append(runner.uniform(method, cut))
-    kernel = METHODS[-1]
     whole = latencies(shop.bench.model)
-    for target in () if quick else sorted(whole):
-        for cut in PLANNED_CUTS:
-            same = next(c for c in cells if c["method"] == kernel.name and c["cut"] == cut)
-            cells.append(runner.planned(target, cut, cast("dict[str, float]", same["latency_seconds"])[target]))
     result: dict[str, Json] = {
         "model": network.name,
         "accuracy_before_percent": accuracy,
@@ -150,14 +147,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "calibration_images": len(calibration),
         "evaluation_images": len(labels),
         "random_seeds": list(RANDOM_SEEDS),
-        "cells": cast("list[Json]", cells),
     }
+    cells = _saved(result) if options.resume and not quick else []
+    done = {(cell["method"], cell["cut"], cell.get("target")) for cell in cells}
+
+    def keep(cell: dict[str, Json]) -> None:
+        cells.append(cell)
+        result["cells"] = cast("list[Json]", cells)
+        if not quick:
+            common.save("figure1", result)
+
+    # The cuts that matter most come first in each list: an interrupted run has something to show.
+    for rank in range(len(CUTS)):
+        for method in METHODS:
+            cuts = CONTROL_CUTS if quick else method.cuts
+            if rank < len(cuts) and (method.name, cuts[rank], None) not in done:
+                keep(runner.uniform(method, cuts[rank]))
+    kernel = METHODS[-1]
+    for target in () if quick else sorted(whole):
+        for cut in PLANNED_CUTS:
+            if (PLANNED, cut, target) not in done:
+                same = next(c for c in cells if c["method"] == kernel.name and c["cut"] == cut)
+                keep(runner.planned(target, cut, cast("dict[str, float]", same["latency_seconds"])[target]))
     console.print(_table(result))
     if not quick:
-        console.print(f"written: {common.save('figure1', result).relative_to(common.ROOT)}")
         _draw(result)
-        console.print(f"written: {FIGURE.relative_to(common.ROOT)}")
+        console.print(
+            f"written: {(common.RESULTS / 'figure1.json').relative_to(common.ROOT)}, {FIGURE.relative_to(common.ROOT)}"
+        )
     return 0
+
+
+def _saved(result: dict[str, Json]) -> list[dict[str, Json]]:
+    """Points of an earlier run with the same settings; none when there was none."""
+    path = common.RESULTS / "figure1.json"
+    if not path.is_file():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if any(earlier.get(key) != value for key, value in result.items()):
+        raise ValueError(f"{path.name} was made with other settings: expected the same; run without --resume")
+    return cast("list[dict[str, Json]]", earlier["cells"])
 
 
 class _Runner:
@@ -200,7 +229,7 @@ class _Runner:
         model = apply.shrink(bench, cuts)
         if repaired:
             model = apply.mend(bench, model, cuts)
-        accuracy = 100 * float(np.mean(common.predictions(model, self._images) == self._labels))
+        accuracy = 100 * float(np.mean(common.predictions(model, self._images, threads=bench.threads) == self._labels))
         self._console.log(f"{title}: {accuracy:.2f} % in {time.perf_counter() - started:.0f} s")
         return accuracy, model
 
@@ -220,7 +249,7 @@ def _table(result: dict[str, Json]) -> Table:
     for cut in cuts:
         size = next(cast(int, cell["parameters"]) for cell in uniform_cells if cell["cut"] == cut)
         made.add_column(f"cut {cut:.1%}\n{100 * size / before:.1f} % of parameters", justify="right")
-    for name in dict.fromkeys(cast(str, cell["method"]) for cell in uniform_cells):
+    for name in (method.name for method in METHODS):
         own = {cast(float, cell["cut"]): cell for cell in uniform_cells if cell["method"] == name}
         made.add_row(name, *(_accuracy(own[cut]) if cut in own else "" for cut in cuts))
     for target in sorted({cast(str, cell["target"]) for cell in cells if "target" in cell}):
@@ -253,7 +282,7 @@ def _draw(result: dict[str, Json]) -> None:
 
         origin = (100.0 if target is None else 1000 * whole[target], start)
         lines = []
-        for name in dict.fromkeys(cast(str, cell["method"]) for cell in cells):
+        for name in (*(method.name for method in METHODS), PLANNED):
             own = [c for c in cells if c["method"] == name and c.get("target", target) == target and c["parameters"]]
             if not own:
                 continue
