@@ -10,7 +10,6 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -19,7 +18,7 @@ import networkx as nx
 import numpy as np
 import onnx
 
-from passes import graph_export, model_io, operators, redundancy, spectra
+from passes import graph_export, model_io, operators, parallel, redundancy, spectra
 from passes.distances import (
     augmented_matrix,
     effective_rank,
@@ -361,8 +360,7 @@ def _certified(
         return operator_angle(first, second, signed=True)
 
     pairs = sorted(set(pairs))
-    with ThreadPoolExecutor(threads or spectra.cores()) as pool:
-        return dict(zip(pairs, pool.map(angle, pairs), strict=True))
+    return dict(zip(pairs, parallel.spread(angle, pairs, threads=threads), strict=True))
 
 
 def _augmented(operator: Operator, graph: operators.Graph) -> Floats:

@@ -174,79 +174,75 @@ class _Steps:
     """The state of one factorisation over all panels, and the residual after each step."""
 
     def __init__(self, panels: Sequence[Panel]) -> None:
-        self._parts = [(_Channels if panel.block == 1 else _Blocks)(panel) for panel in panels]
-        self.curve = [sum(part.trace() for part in self._parts)]
+        self._states = [_Channels(panel) if panel.block == 1 else _Blocks(panel) for panel in panels]
+        self.curve = [self._residual()]
 
     def gains(self) -> Floats:
-        total: Floats = self._parts[0].gains()
-        for part in self._parts[1:]:
-            total = total + part.gains()
+        """What each unit would remove from the residual."""
+        total: Floats = np.sum([state.gains() for state in self._states], axis=0)
         return total
 
     def take(self, unit: int) -> None:
-        for part in self._parts:
-            part.take(unit)
-        self.curve.append(min(max(sum(part.trace() for part in self._parts), 0.0), self.curve[-1]))
+        """Take a unit as kept."""
+        for state in self._states:
+            state.eliminate(unit)
+        self.curve.append(min(max(self._residual(), 0.0), self.curve[-1]))
+
+    def _residual(self) -> float:
+        return sum(state.residual for state in self._states)
 
 
 class _Channels:
-    """One panel with one channel a unit, left-looking: R = K - G G^T is never formed.
+    """The residual R = K - L L^T of one panel of single channels: only its diagonal and that of R H R are kept.
 
-    What a step needs of R are a column, its diagonal, and diag(R H R); the last two follow from R' = R - c c^T / p by
-    two products with a vector, a quarter of the memory traffic of updating R and H R.
+    A step costs four products of a matrix and a vector instead of two updates of whole matrices.
     """
 
     def __init__(self, panel: Panel) -> None:
         self._second, self._weight = panel.second, panel.weight
-        self._floor = _floor(panel)
         weighted = panel.weight @ panel.second
-        self._trace = float(np.trace(weighted))
-        self._moved: Floats = np.einsum("ji,ji->i", panel.second, weighted)
+        self._floor = _floor(panel)
         self._diagonal = np.diagonal(panel.second).copy()
-        self._factor: Floats = np.zeros((len(panel.second), 8))
-        self._steps = 0
-
-    def trace(self) -> float:
-        return self._trace
+        self._moved: Floats = np.sum(panel.second * weighted.T, axis=1)
+        self._columns = np.zeros((len(panel.second), len(panel.second)), order="F")
+        self._rank = 0
+        self.residual = float(np.trace(weighted))
 
     def gains(self) -> Floats:
-        open_units = self._diagonal > self._floor
-        return np.where(open_units, self._moved / np.maximum(self._diagonal, self._floor), 0.0)
+        """What each channel would remove from the residual."""
+        gains = np.maximum(self._moved, 0.0) / np.maximum(self._diagonal, self._floor)
+        return np.where(self._diagonal > self._floor, gains, 0.0)
 
-    def take(self, unit: int) -> None:
-        if self._diagonal[unit] <= self._floor:
-            return
-        done = self._factor[:, : self._steps]
-        column = self._second[:, unit] - done @ done[unit]
-        pivot = float(column[unit])
+    def eliminate(self, unit: int) -> None:
+        """Take a channel as kept: what it explains leaves the residual."""
+        pivot = float(self._diagonal[unit])
         if pivot <= self._floor:
-            self._diagonal[unit] = pivot
             return
+        known = self._columns[:, : self._rank]
+        column = self._second[:, unit] - known @ known[unit]
+        column /= np.sqrt(pivot)
         pulled = self._weight @ column
-        spread = self._second @ pulled - done @ (done.T @ pulled)
-        removed = float(column @ pulled)
-        share = column / pivot
-        self._trace -= removed / pivot
-        self._moved += share * (share * removed - 2 * spread)
-        self._diagonal -= share * column
-        self._diagonal[unit] = 0.0
-        if self._steps == self._factor.shape[1]:
-            self._factor = np.concatenate([self._factor, np.zeros_like(self._factor)], axis=1)
-        self._factor[:, self._steps] = column / np.sqrt(pivot)
-        self._steps += 1
+        reached = self._second @ pulled - known @ (known.T @ pulled)
+        lost = float(column @ pulled)
+        self._moved -= 2 * column * reached - lost * column**2
+        self._diagonal -= column**2
+        self._columns[:, self._rank] = column
+        self._rank += 1
+        self.residual -= lost
 
 
 class _Blocks:
-    """One panel with several channels a unit: R and H R are updated as they are."""
+    """The same for units of several channels: R and H R are kept whole."""
 
     def __init__(self, panel: Panel) -> None:
-        self._rest, self._weighted = panel.second.copy(), panel.weight @ panel.second
-        self._block, self._floor = panel.block, _floor(panel)
-
-    def trace(self) -> float:
-        return float(np.trace(self._weighted))
+        self._block = panel.block
+        self._floor = _floor(panel)
+        self._rest = panel.second.copy()
+        self._weighted: Floats = panel.weight @ panel.second
+        self.residual = float(np.trace(self._weighted))
 
     def gains(self) -> Floats:
+        """What each unit would remove from the residual."""
         block = self._block
         units = len(self._rest) // block
         rows = self._rest.reshape(units, block, -1)
@@ -257,12 +253,14 @@ class _Blocks:
         gains: Floats = np.einsum("jaa->j", np.linalg.solve(regular, moved))
         return gains
 
-    def take(self, unit: int) -> None:
+    def eliminate(self, unit: int) -> None:
+        """Take a unit as kept: what it explains leaves the residual."""
         span = slice(unit * self._block, (unit + 1) * self._block)
         pivot = self._rest[span, span] + self._floor * np.eye(self._block)
         row: Floats = np.asarray(np.linalg.solve(pivot, self._rest[span]), dtype=np.float64)
         self._weighted -= self._weighted[:, span] @ row
         self._rest -= self._rest[:, span].copy() @ row
+        self.residual = float(np.trace(self._weighted))
 
 
 def _floor(panel: Panel) -> float:

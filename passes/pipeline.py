@@ -278,19 +278,22 @@ def _measure(
     )
     by_consumer = {name: variance[tensor] for name, (tensor, _) in scales.items()}
     offers = tuple(
-        candidates.offer(
-            c,
-            graph,
-            coupled,
-            moments,
-            by_consumer,
-            geometry=settings.geometry,
-            seed=settings.seed,
-            rank=settings.kernel_rank,
-            tolerance=settings.kernel_tolerance,
-            landmarks=settings.landmarks,
+        parallel.spread(
+            lambda c: candidates.offer(
+                c,
+                graph,
+                coupled,
+                moments,
+                by_consumer,
+                geometry=settings.geometry,
+                seed=settings.seed,
+                rank=settings.kernel_rank,
+                tolerance=settings.kernel_tolerance,
+                landmarks=settings.landmarks,
+            ),
+            found,
+            threads=settings.threads,
         )
-        for c in found
     )
     chosen = _first(given.calibration, affordable(model, given.calibration.samples))
     batches = runtime.runs(model, inputs.take(given.calibration, chosen), RUN_SAMPLES)

@@ -7,7 +7,6 @@ Gram matrix for each thread are in memory at a time. The rule that chooses a rou
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +16,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-from threadpoolctl import threadpool_limits
 
 from passes.distances import augmented_matrix, state
 from passes.errors import ModelError
 from passes.lanczos import density
 from passes.operators import Graph, Weights, stream
+from passes.parallel import single_threaded, workers
 from passes.records import Floats, Operator, State
 
 Route = Literal["auto", "svd", "gram", "lanczos", "randomised"]
@@ -78,23 +77,17 @@ def measure(
     Raises:
         ModelError: A weight or bias holds NaN or infinity; the message names the operator.
     """
-    workers = threads or cores()
+    count = workers(threads)
     states: list[State] = []
-    # Small matrices gain nothing from a BLAS with many threads, and lose much where other work runs beside it.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+    with single_threaded(), ThreadPoolExecutor(count) as pool:
         waiting: deque[Future[list[State]]] = deque()
         for weights in stream(operators, graph):
             waiting.append(pool.submit(_states, weights, joined, route))
-            if len(waiting) > workers:
+            if len(waiting) > count:
                 states += waiting.popleft().result()
         for future in waiting:
             states += future.result()
     return tuple(states)
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spectrum(matrix: npt.ArrayLike, *, route: Route = "auto", rank: int | None = None, seed: int = 0) -> Spectrum:
