@@ -8,7 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from passes.version import VERSION
+
+__version__ = VERSION
 __all__ = ["Outcome", "Settings", "__version__", "optimize_model"]
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ import onnx_graphsurgeon as gs
 from passes.axes import Atom, Product, Term
 from passes.clustering import cluster_units, representative
 from passes.coupling import Coupling
-from passes.kernel import Curve, Panel, choose, residual_of
+from passes.kernel import Curve, Panel, along, choose, leverage_order, residual_of, uniform_order
 from passes.linear import Linear, UnitAxis, bias_tensor, common_layout, describe, takes_means, unit_axis
 from passes.records import Array, Floats, Group, Refusal
-from passes.settings import Geometry
+from passes.settings import Geometry, Landmarks
 from passes.spectra import filter_states
 from passes.statistics import LARGEST_AXIS, Moments, Tap
 
@@ -203,8 +203,11 @@ def offer(
     *,
     geometry: Geometry,
     seed: int,
+    rank: int | None = None,
+    tolerance: float = 0.0,
+    landmarks: Landmarks = "pivoted",
 ) -> Offer:
-    """Measure one candidate; `variance` is by consumer."""
+    """Measure one candidate; `variance` is by consumer, `rank`, `tolerance` and `landmarks` are the kernel's."""
     nodes = {node.name: node for node in graph.nodes}
     panels = tuple(
         panel
@@ -215,10 +218,19 @@ def offer(
         candidate=candidate,
         geometry=geometry,
         panels=panels,
-        curve=choose(panels) if geometry == "kernel" else None,
+        curve=_curve(panels, candidate.group.units, seed, rank, tolerance, landmarks) if geometry == "kernel" else None,
         features=_features(candidate, nodes, coupling),
         seed=seed,
     )
+
+
+def _curve(
+    panels: Sequence[Panel], units: int, seed: int, rank: int | None, tolerance: float, landmarks: Landmarks
+) -> Curve:
+    if landmarks == "pivoted":
+        return choose(panels, rank=rank, tolerance=tolerance)
+    order = uniform_order(units, seed) if landmarks == "uniform" else leverage_order(panels, seed)
+    return along(panels, order, rank=rank, tolerance=tolerance)
 
 
 def _panels(

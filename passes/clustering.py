@@ -25,7 +25,7 @@ def cluster_units(distance: Floats, width: int) -> Integers:
     Returns:
         Labels, shape (n,), numbered from 0 by each cluster's smallest unit.
     """
-    _check_distance(distance)
+    check_distance(distance)
     if not 1 <= width <= len(distance):
         raise ValueError(f"width must be between 1 and the {len(distance)} units; got {width}")
     return cut(merge_tree(distance), len(distance) - width)
@@ -42,7 +42,7 @@ def representative(labels: Integers, distance: Floats, norms: Floats) -> Integer
     Returns:
         Units, shape (m,).
     """
-    _check_distance(distance, norms)
+    check_distance(distance, norms)
     if labels.shape != norms.shape:
         raise ValueError(f"one label a unit is needed; got labels {labels.shape} and norms {norms.shape}")
     chosen = []
@@ -66,7 +66,7 @@ def order_by_clusters(distance: Floats, norms: Floats) -> tuple[Integers, Callab
         The order, shape (n,), most lasting first, and a function that gives for a width m, 1 <= m <= n, the kept unit
         each unit is assigned to, shape (n,). Units of one cluster of `cluster_units(distance, m)` share theirs.
     """
-    _check_distance(distance, norms)
+    check_distance(distance, norms)
     count = len(distance)
     members: dict[int, list[int]] = {i: [i] for i in range(count)}
     keeper = {i: i for i in range(count)}
@@ -144,7 +144,8 @@ def kmedoids(distance: Floats, count: int) -> Integers:
     return labels
 
 
-def _check_distance(distance: Floats, norms: Floats | None = None) -> None:
+def check_distance(distance: Floats, norms: Floats | None = None) -> None:
+    """Refuse with a ValueError what is no distance matrix of n >= 1 units, or norms that do not fit it."""
     square = distance.ndim == 2 and distance.shape[0] == distance.shape[1] > 0
     if not square or (norms is not None and norms.shape != distance.shape[:1]):
         tail = "" if norms is None else f" and norms {norms.shape}"

@@ -278,7 +278,7 @@ def _finite(name: str, value: npt.ArrayLike, *, axes: int | None = None, least_a
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} must be real numbers; got dtype {array.dtype} of shape {array.shape}")
-    array = array.astype(np.float64)
+    array = array.astype(np.float64, copy=False)
     if (axes is not None and array.ndim != axes) or (axes is None and array.ndim < least_axes):
         wanted = f"{axes}" if axes is not None else f"at least {least_axes}"
         raise ValueError(f"{name} needs {wanted} axes; got shape {array.shape}")
@@ -301,14 +301,17 @@ def _padded(s: Floats, t: Floats) -> tuple[Floats, Floats]:
 
 def _largest(values: Floats) -> float:
     """The largest magnitude, or 1 for zero and empty arrays, so that dividing by it is always defined."""
-    largest = float(np.max(np.abs(values), initial=0.0))
+    largest = max(float(np.max(values, initial=0.0)), -float(np.min(values, initial=0.0)))
     return largest if largest > 0 else 1.0
 
 
 def _unit(values: Floats) -> tuple[Floats, float]:
-    scaled = values / _largest(values)
+    largest = _largest(values)
+    scaled = values / largest
     norm = float(np.linalg.norm(scaled))
-    return (scaled / norm if norm > 0 else scaled), _largest(values) * norm
+    if norm > 0:
+        scaled /= norm
+    return scaled, largest * norm
 
 
 def _angle(u: Floats, v: Floats) -> float:

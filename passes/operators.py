@@ -93,6 +93,19 @@ def stream(operators: Sequence[Operator], graph: gs.Graph) -> Iterator[Weights]:
         yield _read(operator, nodes.get(operator.name))
 
 
+def kernels(operators: Sequence[Operator], graph: gs.Graph) -> Iterator[tuple[Operator, Floats, str]]:
+    """Each convolution that moves by one place: its kernel (outputs, inputs of a group, *taps), and what it reads."""
+    nodes = {node.name: node for node in graph.nodes}
+    for operator in operators:
+        node = nodes[operator.name]
+        moves = (*node.attrs.get("strides", ()), *node.attrs.get("dilations", ()))
+        if operator.kind != "Conv" or any(step != 1 for step in moves):
+            continue
+        value = constant_value(node.inputs[1])
+        if value is not None:
+            yield operator, value.astype(np.float64), node.inputs[0].name
+
+
 def matrices(operator: Operator, graph: gs.Graph) -> Floats:
     """Shape (groups, rows, columns), float64: y = matrix @ x for every group. `stream` reads many operators faster."""
     return next(stream((operator,), graph)).matrices
@@ -229,9 +242,11 @@ def _read(operator: Operator, node: gs.Node | None) -> Weights:
             "read operators from the graph they were found in"
         )
     tensor = None if operator.bias is None else kind.bias(node, positions[0])
-    merged = value.reshape(layout.split).transpose(layout.order).reshape(layout.shape)
+    merged = value.reshape(layout.split).transpose(layout.order).reshape(layout.shape).astype(np.float64)
+    if layout.scale != 1:
+        merged *= layout.scale
     return Weights(
         operator=operator,
-        matrices=merged.astype(np.float64) * layout.scale,
+        matrices=merged,
         bias=None if tensor is None else _bias(tensor, layout),
     )

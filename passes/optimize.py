@@ -7,7 +7,6 @@ Nothing imports this module; the heavy stages are imported when a run begins, so
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 import time
@@ -19,16 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from passes import __version__, options, readable
+from passes import __version__, cli_analyze, cli_compare, options, readable
+from passes.console import result_console
 from passes.errors import OutputError, PassesError, ValidationFailed
-from passes.settings import Geometry, ImagePreparation, Settings
+from passes.settings import Geometry, ImagePreparation, Landmarks, Settings
 
 if TYPE_CHECKING:
     from passes.records import Outcome
 
 DONE, USER_ERROR, INVALID, INTERRUPTED = 0, 1, 3, 130
 DEBUG_VARIABLE = "BLOCHFOLD_DEBUG"
-PIPED_WIDTH = 100
 
 _DEFAULT = Settings()
 _HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -102,6 +101,9 @@ def optimize(
     samples: options.Samples = _DEFAULT.samples,
     eval_samples: options.EvalSamples = _DEFAULT.eval_samples,
     geometry: options.GeometryName = _DEFAULT.geometry,
+    landmarks: options.LandmarksName = _DEFAULT.landmarks,
+    kernel_rank: options.KernelRank = _DEFAULT.kernel_rank,
+    kernel_tolerance: options.KernelTolerance = _DEFAULT.kernel_tolerance,
     no_repair: options.NoRepair = False,
     batch: options.Batch = _DEFAULT.batch,
     seed: options.Seed = _DEFAULT.seed,
@@ -143,6 +145,9 @@ def optimize(
             plan_only=plan_only,
             plan=plan,
             geometry=cast(Geometry, geometry),
+            landmarks=cast(Landmarks, landmarks),
+            kernel_rank=kernel_rank,
+            kernel_tolerance=kernel_tolerance,
             repair=not no_repair,
             batch=batch,
             samples=samples,
@@ -226,18 +231,12 @@ def _run(model: Path, settings: Settings, show: Presentation) -> int:
 
 
 def _show(outcome: Outcome, settings: Settings, show: Presentation, written: dict[str, Path]) -> None:
-    from rich.console import Console
-
     from passes import report
 
     if show.as_json:
         typer.echo(report.to_json(outcome, settings), nl=False)
         return
-    # A name that the terminal's encoding cannot say is escaped, it does not end the run.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    console = Console(width=PIPED_WIDTH if piped else None, highlight=False)
+    console = result_console()
     if show.quiet:
         report.print_verdict(outcome, settings, console)
     else:
@@ -260,6 +259,10 @@ def _check_place(what: str, path: Path, taken: Iterable[Path | None]) -> None:
         raise OutputError(f"the {what} would replace {path}, which this run reads or writes; name another place")
     if path.is_dir() or not path.parent.is_dir():
         raise OutputError(f"cannot write the {what} to {path}: expected a file in a folder that exists")
+
+
+cli_analyze.register(app, _guarded, _CODES)
+cli_compare.register(app, _guarded, _CODES)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import backends
-from passes.settings import DEFAULT_MAX_ERROR, GEOMETRIES
+from passes.settings import DEFAULT_MAX_ERROR, GEOMETRIES, LANDMARKS
 
 _RESULT, _BUDGET, _DATA, _METHOD, _REPORT = "Result", "Budget", "Data", "Method", "Report"
 _IMAGES = "Folders of images: (value / divide-by - mean) / std"
@@ -90,6 +90,17 @@ Samples = Annotated[int, _option(_DATA, "--samples", "Inputs for statistics and 
 EvalSamples = Annotated[int, _option(_DATA, "--eval-samples", "Held-out inputs for the budget, at most.")]
 
 GeometryName = Annotated[str, _option(_METHOD, "--geometry", f"What nominates units: {', '.join(GEOMETRIES)}.")]
+LandmarksName = Annotated[
+    str, _option(_METHOD, "--landmarks", f"What orders the units of the kernel: {', '.join(LANDMARKS)}.")
+]
+KernelRank = Annotated[
+    int | None,
+    _option(_METHOD, "--kernel-rank", "Steps of a kernel's factorisation at most; wider widths get a bound."),
+]
+KernelTolerance = Annotated[
+    float,
+    _option(_METHOD, "--kernel-tolerance", "Share of the residual at which a factorisation stops, such as 0.001."),
+]
 NoRepair = Annotated[bool, _option(_METHOD, "--no-repair", "Do not refit what reads the cut units.")]
 Batch = Annotated[int, _option(_METHOD, "--batch", "Batch size at which times are modelled and measured.")]
 Seed = Annotated[int, _option(_METHOD, "--seed", "Of everything random.")]

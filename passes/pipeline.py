@@ -280,7 +280,16 @@ def _measure(
     offers = tuple(
         parallel.spread(
             lambda c: candidates.offer(
-                c, graph, coupled, moments, by_consumer, geometry=settings.geometry, seed=settings.seed
+                c,
+                graph,
+                coupled,
+                moments,
+                by_consumer,
+                geometry=settings.geometry,
+                seed=settings.seed,
+                rank=settings.kernel_rank,
+                tolerance=settings.kernel_tolerance,
+                landmarks=settings.landmarks,
             ),
             found,
             threads=settings.threads,

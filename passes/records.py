@@ -54,12 +54,16 @@ class State:
         index: Which of the operator's matrices.
         singular_values: Of the augmented matrix, descending, float64, shape (min(rows, columns) + 1,).
         norm: L2 norm of the singular values; the state itself is `singular_values / norm`.
+        route: How the values were computed: "svd", "gram", "lanczos" or "randomised".
+        error: Bound on the absolute error of each value; for "lanczos" on the mean over the values.
     """
 
     operator: str
     index: int
     singular_values: Floats
     norm: float
+    route: str = "svd"
+    error: float = 0.0
 
     @property
     def psi(self) -> Floats:

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
-from passes.clustering import cluster_units, cut, kmedoids, medoid, merge_tree
+from passes.clustering import check_distance, cluster_units, cut, kmedoids, medoid, merge_tree
 from passes.distances import NOISE_FLOOR_RADIANS, Integers, effective_rank
 from passes.records import Floats, State, Twin
 
@@ -74,6 +74,53 @@ def connect(
         graph.add_node(node, norm=s.norm)
     for i, j, angle in _edges(points, threshold, neighbours):
         graph.add_edge(nodes[i], nodes[j], weight=angle)
+    return graph
+
+
+def connect_units(
+    group: str,
+    distance: Floats,
+    norms: Floats,
+    *,
+    threshold: float | None = None,
+    neighbours: int | None = None,
+    quantile: float | None = None,
+) -> nx.Graph[Node]:
+    """The redundancy graph of one group's units, under any distance of units: spectral, operator or kernel.
+
+    Limits mean what they mean for `connect`; all pairs are at hand here, so nothing is pruned.
+
+    Args:
+        group: Name of the group; the nodes are (group, unit).
+        distance: Angles, shape (units, units), symmetric, zero diagonal.
+        norms: Shape (units,).
+        threshold: As for `connect`.
+        neighbours: As for `connect`; from LARGE units on it defaults to DEFAULT_NEIGHBOURS.
+        quantile: Of all pairs.
+    """
+    check_distance(distance, norms)
+    count = len(distance)
+    _check_limits([(group, unit) for unit in range(count)], threshold, neighbours, quantile)
+    upper = np.triu_indices(count, k=1)
+    if quantile is not None:
+        chosen = float(np.quantile(distance[upper], quantile, method="lower")) if count > 1 else 0.0
+        threshold = max(chosen, NOISE_FLOOR_RADIANS)
+    elif threshold is None:
+        threshold = math.pi / 2 if neighbours is not None else NOISE_FLOOR_RADIANS
+    if neighbours is None and count >= LARGE:
+        neighbours = DEFAULT_NEIGHBOURS
+    near = distance <= threshold
+    np.fill_diagonal(near, False)
+    if neighbours is not None and neighbours < count - 1:
+        ranked = np.argsort(np.where(near, distance, np.inf), axis=1, kind="stable")[:, :neighbours]
+        nominated = np.zeros_like(near)
+        np.put_along_axis(nominated, ranked, True, axis=1)
+        near &= nominated | nominated.T
+    graph: nx.Graph[Node] = nx.Graph(threshold=threshold, neighbours=neighbours)
+    for unit in range(count):
+        graph.add_node((group, unit), norm=float(norms[unit]))
+    for i, j in zip(*np.nonzero(np.triu(near)), strict=True):
+        graph.add_edge((group, int(i)), (group, int(j)), weight=float(distance[i, j]))
     return graph
 
 

@@ -15,6 +15,9 @@ from passes.errors import SettingsError
 Geometry = Literal["spectral", "operator", "kernel", "magnitude", "random"]
 GEOMETRIES: tuple[str, ...] = get_args(Geometry)
 
+Landmarks = Literal["pivoted", "uniform", "leverage"]
+LANDMARKS: tuple[str, ...] = get_args(Landmarks)
+
 DEFAULT_MAX_ERROR = 0.05
 """Relative L2 of the outputs on held-out inputs, when the user names no budget (issue: the main job)."""
 
@@ -73,6 +76,11 @@ class Settings:
         plan: A saved plan to replay.
         geometry: What nominates units: the paper's spectra, operator states, or the data's kernel;
             "magnitude" and "random" are the field's baselines, for comparison.
+        landmarks: What orders the units of the kernel geometry: "pivoted" Cholesky on what the consumers lose, or, to
+            compare it with, "uniform" draws or draws by "leverage" score.
+        kernel_rank: Steps of the kernel's factorisation at most; wider widths of a group are then priced with the last
+            residual, an upper bound. None for all.
+        kernel_tolerance: Share of the residual of keeping nothing at which a factorisation stops, in 0..1.
         repair: Refit consumers in closed form after the cut.
         batch: Batch size at which the target's time is modelled and ONNX Runtime is measured.
         samples: Inputs used for statistics and repair, at most.
@@ -95,6 +103,9 @@ class Settings:
     plan_only: bool = False
     plan: Path | None = None
     geometry: Geometry = "kernel"
+    landmarks: Landmarks = "pivoted"
+    kernel_rank: int | None = None
+    kernel_tolerance: float = 0.0
     repair: bool = True
     batch: int = 1
     samples: int = 1024
@@ -111,7 +122,11 @@ class Settings:
             raise SettingsError(f"speedup must be a finite factor of at least 1; got {self.speedup}")
         if self.geometry not in GEOMETRIES:
             raise SettingsError(f"geometry must be one of {', '.join(GEOMETRIES)}; got {self.geometry!r}")
+        if self.landmarks not in LANDMARKS:
+            raise SettingsError(f"landmarks must be one of {', '.join(LANDMARKS)}; got {self.landmarks!r}")
+        _fraction("kernel_tolerance", self.kernel_tolerance, upper=1.0)
         for name, value, least in (
+            ("kernel_rank", 1 if self.kernel_rank is None else self.kernel_rank, 1),
             ("batch", self.batch, 1),
             ("samples", self.samples, 1),
             ("eval_samples", self.eval_samples, 1),

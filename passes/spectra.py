@@ -1,13 +1,15 @@
 """Operators in, singular values out: the spectral states that the redundancy graph is built on.
 
-Every value carries the route it was computed by and a bound on its absolute error. Operators are streamed: one
-matrix and its Gram matrix are in memory at a time. The rule that chooses a route is `spectrum`'s docstring.
+Every value carries the route it was computed by and a bound on its error. Operators are streamed: a matrix and its
+Gram matrix for each thread are in memory at a time. The rule that chooses a route is `spectrum`'s docstring.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +19,18 @@ import scipy.linalg
 
 from passes.distances import augmented_matrix, state
 from passes.errors import ModelError
-from passes.operators import Graph, stream
+from passes.lanczos import density
+from passes.operators import Graph, Weights, stream
+from passes.parallel import single_threaded, workers
 from passes.records import Floats, Operator, State
 
-Route = Literal["auto", "svd", "gram", "randomised"]
+Route = Literal["auto", "svd", "gram", "lanczos", "randomised"]
 
 EXACT_SIDE = 128
 """Up to this short side the exact route costs so little that nothing is gained by another."""
+
+LANCZOS_SIDE = 3072
+"""Above this short side the Gram matrix and its eigenvalues take minutes a matrix on two cores, Lanczos seconds."""
 
 GRAM_FLOOR = 1e-5
 """A Gram spectrum is believed if its smallest value is at least this share of the largest.
@@ -41,9 +48,10 @@ class Spectrum:
 
     Attributes:
         values: Descending, float64; all of them, or the leading ones for the randomised route.
-        route: "svd", "gram" or "randomised", never "auto".
+        route: "svd", "gram", "lanczos" or "randomised", never "auto".
         error: Bound on the absolute error of every value; for the randomised route computed from the residual, for
-            the others the standard backward-error estimate with a modest constant.
+            "svd" and "gram" the standard backward-error estimate with a modest constant. For "lanczos" it bounds the
+            mean absolute error over the values (`lanczos.density`), not that of each.
     """
 
     values: Floats
@@ -51,23 +59,34 @@ class Spectrum:
     error: float
 
 
-def measure(operators: Sequence[Operator], graph: Graph) -> tuple[State, ...]:
+def measure(
+    operators: Sequence[Operator], graph: Graph, *, threads: int = 0, joined: bool = False, route: Route = "auto"
+) -> tuple[State, ...]:
     """The spectral state of every matrix of every operator, in order; groups of a convolution count up `index`.
+
+    Operators are measured side by side, each on one thread: the values do not depend on how many threads there are.
+
+    Args:
+        operators: Of the graph.
+        graph: Only read.
+        threads: Operators measured at a time; 0 for one a core.
+        joined: Whether a grouped convolution is one operator, the block-diagonal map that it is, with the values of
+            all groups; else each group is an operator of its own.
+        route: As for `spectrum`; matrices with a short side up to EXACT_SIDE always go the exact route.
 
     Raises:
         ModelError: A weight or bias holds NaN or infinity; the message names the operator.
     """
+    count = workers(threads)
     states: list[State] = []
-    for weights in stream(operators, graph):
-        if not (np.isfinite(weights.matrices).all() and (weights.bias is None or np.isfinite(weights.bias).all())):
-            name = weights.operator.name
-            raise ModelError(
-                f"the weights of {name!r} must be finite; found NaN or infinity; repair or retrain the model"
-            )
-        augmented = augmented_matrix(weights.matrices, weights.bias)
-        for index, values in enumerate(_batch(augmented)):
-            norm = state(values)[1]
-            states.append(State(operator=weights.operator.name, index=index, singular_values=values, norm=norm))
+    with single_threaded(), ThreadPoolExecutor(count) as pool:
+        waiting: deque[Future[list[State]]] = deque()
+        for weights in stream(operators, graph):
+            waiting.append(pool.submit(_states, weights, joined, route))
+            if len(waiting) > count:
+                states += waiting.popleft().result()
+        for future in waiting:
+            states += future.result()
     return tuple(states)
 
 
@@ -77,19 +96,21 @@ def spectrum(matrix: npt.ArrayLike, *, route: Route = "auto", rank: int | None =
     Convention: all min(rows, columns) values, descending, with multiplicity.
 
     The rule of "auto": exact SVD up to a short side of EXACT_SIDE; above it the eigenvalues of the Gram matrix on the
-    short side, unless one of them falls below GRAM_FLOOR of the largest singular value: then exact SVD after all.
+    short side, unless one of them falls below GRAM_FLOOR of the largest singular value: then exact SVD after all. Above
+    a short side of LANCZOS_SIDE, stochastic Lanczos.
 
     Args:
         matrix: Shape (rows, columns), finite.
         route: "svd": error about eps s_1. "gram": about eps s_1^2 / s for each s, so sqrt(eps) s_1 at the bottom of a
-            rank-deficient spectrum. "randomised": leading values only, with the residual as certificate.
+            rank-deficient spectrum. "lanczos": all values, as quantiles of their estimated distribution.
+            "randomised": leading values only, with the residual as certificate.
         rank: How many values the randomised route returns; required there, refused elsewhere.
-        seed: Of the randomised route's test matrix.
+        seed: Of the random vectors of "lanczos" and "randomised".
 
     Returns:
         Values, route and error bound. A zero matrix has zeros, a matrix without entries has no values.
 
-    References: Golub and Van Loan 2013, section 8.6; Halko, Martinsson and Tropp 2011, algorithm 4.4.
+    References: Golub and Van Loan 2013, section 8.6; Halko, Martinsson and Tropp 2011, algorithm 4.4; `lanczos`.
     """
     a = np.asarray(matrix, dtype=np.float64)
     if a.ndim != 2:
@@ -99,10 +120,13 @@ def spectrum(matrix: npt.ArrayLike, *, route: Route = "auto", rank: int | None =
     if (rank is None) == (route == "randomised"):
         raise ValueError(f"rank belongs to the randomised route, and only there; got route {route!r} and rank {rank}")
     # Squares of 1e200 overflow and those of 1e-200 vanish; the spectrum scales with the matrix.
-    scale = float(np.max(np.abs(a), initial=0.0)) or 1.0
+    scale = max(float(np.max(a, initial=0.0)), -float(np.min(a, initial=0.0))) or 1.0
     a = a / scale
     if rank is not None:
         found = _randomised(a, rank, seed)
+    elif a.size and (route == "lanczos" or (route == "auto" and min(a.shape) > LANCZOS_SIDE)):
+        values, error = density(a, seed=seed)
+        found = Spectrum(values=values, route="lanczos", error=error)
     elif route == "svd" or (route == "auto" and min(a.shape) <= EXACT_SIDE):
         found = _svd(a)
     else:
@@ -170,21 +194,53 @@ def circular_spectrum(kernel: npt.ArrayLike, extent: Sequence[int], *, groups: i
         raise ValueError(f"channels out must divide into the groups; got kernel {k.shape} and {groups} groups")
     if not np.isfinite(k).all():
         raise ValueError(f"a kernel must be finite; got NaN or infinity in shape {k.shape}")
-    transfer = np.fft.fftn(k, s=tuple(extent), axes=tuple(range(2, k.ndim)))
-    blocks = transfer.reshape(groups, k.shape[0] // groups, k.shape[1], math.prod(extent)).transpose(3, 0, 1, 2)
-    return np.sort(np.linalg.svd(blocks, compute_uv=False), axis=None)[::-1]
+    # The kernel is real: frequencies f and -f have one spectrum, and the half that is computed says which come twice.
+    transfer = np.fft.rfftn(k, s=tuple(extent), axes=tuple(range(2, k.ndim)))
+    half = transfer.shape[-1]
+    blocks = np.moveaxis(transfer.reshape(groups, k.shape[0] // groups, k.shape[1], -1, half), (-1, -2), (0, 1))
+    values = np.linalg.svd(blocks, compute_uv=False)
+    twice = values[1 : (extent[-1] + 1) // 2]
+    return np.sort(np.concatenate([values.ravel(), twice.ravel()]))[::-1]
 
 
-def _batch(augmented: Floats) -> list[Floats]:
+def _states(weights: Weights, joined: bool, route: Route) -> list[State]:
+    name = weights.operator.name
+    if not (np.isfinite(weights.matrices).all() and (weights.bias is None or np.isfinite(weights.bias).all())):
+        raise ModelError(f"the weights of {name!r} must be finite; found NaN or infinity; repair or retrain the model")
+    found = list(_batch(augmented_matrix(weights.matrices, weights.bias), route))
+    if joined and len(found) > 1:
+        everything = np.sort(np.concatenate([one.values for one in found]))[::-1]
+        # Bounds on every value stay bounds on every value when the values are sorted together.
+        found = [Spectrum(values=everything, route=found[0].route, error=max(one.error for one in found))]
+    return [
+        State(
+            operator=name,
+            index=index,
+            singular_values=one.values,
+            norm=state(one.values)[1],
+            route=one.route,
+            error=one.error,
+        )
+        for index, one in enumerate(found)
+    ]
+
+
+def _batch(augmented: Floats, route: Route) -> Iterator[Spectrum]:
     """Spectra of equally shaped matrices: many small ones, as in depthwise convolutions, go to LAPACK in one call."""
     if min(augmented.shape[1:]) <= EXACT_SIDE:
-        return list(np.linalg.svd(augmented, compute_uv=False))
-    return [singular_values(matrix) for matrix in augmented]
+        for values in np.linalg.svd(augmented, compute_uv=False):
+            yield _exact(values, max(augmented.shape[1:]))
+    else:
+        for matrix in augmented:
+            yield spectrum(matrix, route=route)
 
 
 def _svd(a: Floats) -> Spectrum:
-    values = np.asarray(np.linalg.svd(a, compute_uv=False) if a.size else [], dtype=np.float64)
-    return Spectrum(values=values, route="svd", error=_EPS * math.sqrt(max(a.shape)) * _first(values))
+    return _exact(np.asarray(np.linalg.svd(a, compute_uv=False) if a.size else [], dtype=np.float64), max(a.shape))
+
+
+def _exact(values: Floats, longest: int) -> Spectrum:
+    return Spectrum(values=values, route="svd", error=_EPS * math.sqrt(longest) * _first(values))
 
 
 def _gram(a: Floats) -> Spectrum:

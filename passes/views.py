@@ -99,7 +99,7 @@ def foresee(
             if found is None:
                 return offer
             total += _residual(offer, reader, found, offer.curve.order, coupling)
-        return replace(offer, curve=Curve(offer.curve.order, np.minimum.accumulate(total)))
+        return replace(offer, curve=Curve(offer.curve.order, np.minimum.accumulate(total), offer.units))
 
     return tuple(spread(better, offers, threads=threads))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import scipy.linalg
+import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -239,6 +241,57 @@ class TestInvariance:
         assert alignment.permutation_aligned(a, signs[:, None] * a[order], signs=True).distance <= 1e-7 * size
         turned = random_rotation(rng, a.shape[0]) @ a @ random_rotation(rng, a.shape[1])
         assert alignment.rotation_aligned(a, turned).distance <= 1e-13 * size
+
+
+class TestGauges:
+    """What may be done between two layers without anyone noticing (DESIGN 3.3), and what may not."""
+
+    ACTIVATIONS: ClassVar[dict[str, Callable[[Floats], Floats]]] = {
+        "relu": lambda x: np.maximum(x, 0),
+        "leaky": lambda x: np.where(x > 0, x, 0.1 * x),
+        "tanh": np.tanh,
+        "gelu": lambda x: x * scipy.special.ndtr(x),
+        "silu": lambda x: x / (1 + np.exp(-x)),
+        "none": lambda x: x,
+    }
+
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
+    @pytest.mark.parametrize("gauge", ["permutation", "scale", "sign", "rotation"])
+    @given(st.integers(0, 2**32 - 1))
+    def test_what_passes_an_activation(self, activation: str, gauge: str, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        first, second, x = rng.standard_normal((4, 5)), rng.standard_normal((3, 4)), rng.standard_normal((5, 20))
+        turn = {
+            "permutation": np.eye(4)[rng.permutation(4)],
+            "scale": np.diag(rng.uniform(1.5, 3.0, 4)),
+            "sign": np.diag([-1.0, *rng.choice([-1.0, 1.0], 3)]),
+            "rotation": random_rotation(rng, 4),
+        }[gauge]
+        allowed = {
+            "permutation": set(self.ACTIVATIONS),
+            "scale": {"relu", "leaky", "none"},
+            "sign": {"tanh", "none"},
+            "rotation": {"none"},
+        }[gauge]
+        sigma = self.ACTIVATIONS[activation]
+        before = second @ sigma(first @ x)
+        after = second @ np.linalg.inv(turn) @ sigma(turn @ first @ x)
+        close = np.linalg.norm(after - before) <= 1e-10 * np.linalg.norm(before)
+        assert close == (activation in allowed)
+
+    @given(pairs(), st.integers(0, 2**32 - 1))
+    def test_truncating_the_spectrum_is_the_best_of_its_rank(self, pair: tuple[Floats, Floats], seed: int) -> None:
+        a = pair[0]
+        left, s, right = np.linalg.svd(a, full_matrices=False)
+        rng = np.random.default_rng(seed)
+        for rank in range(len(s) + 1):
+            tail = float(np.linalg.norm(s[rank:]))
+            assert np.linalg.norm(a - (left[:, :rank] * s[:rank]) @ right[:rank]) == pytest.approx(tail, abs=slack(a))
+            # Rivals: the best matrix of this rank in a random column space, and one near the best space.
+            noise = rng.standard_normal((len(a), rank))
+            for space in (noise, left[:, :rank] + 0.1 * noise):
+                basis = np.linalg.qr(space)[0]
+                assert np.linalg.norm(a - basis @ (basis.T @ a)) >= tail - slack(a)
 
 
 class TestAgainstIndependentComputations:

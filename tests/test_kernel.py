@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passes.kernel import JITTER, Panel, choose, nystrom, residual_of
+from passes.kernel import JITTER, Panel, along, angles, choose, leverage_order, nystrom, residual_of, uniform_order
 from passes.records import Array, Floats
 
 SEEDS = st.integers(0, 10_000)
@@ -194,3 +194,95 @@ def test_kept_units_rebuild_themselves_exactly() -> None:
     keep = np.array([0, 3, 4])
     fold = nystrom(moment(samples(4, 6)), keep)
     assert np.array_equal(fold[keep], np.eye(3))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, units=st.integers(2, 9), rank=st.integers(1, 9), block=st.sampled_from([1, 2]))
+def test_a_rank_stops_early_and_still_bounds_every_width(seed: int, units: int, rank: int, block: int) -> None:
+    given_panel = panel(seed, units, block)
+    whole, part = choose([given_panel]), choose([given_panel], rank=rank)
+    steps = min(rank, units)
+    assert part.order[:steps].tolist() == whole.order[:steps].tolist()
+    assert sorted(part.order.tolist()) == list(range(units))
+    np.testing.assert_array_equal(part.residual[: steps + 1], whole.residual[: steps + 1])
+    scale = whole.residual[0]
+    for width in range(1, units):
+        assert residual_of([given_panel], part.order[:width]) <= part.residual[width] + 1e-4 * scale
+    assert np.all(np.diff(part.residual) <= 0)
+
+
+def test_a_tolerance_stops_where_the_residual_is_reached() -> None:
+    given_panel = panel(5, 12)
+    whole = choose([given_panel])
+    for tolerance in (0.3, 0.05, 1.0):
+        part = choose([given_panel], tolerance=tolerance)
+        steps = max(1, int(np.argmax(whole.residual <= tolerance * whole.residual[0])))
+        np.testing.assert_array_equal(part.order[:steps], whole.order[:steps])
+        assert np.all(part.residual[steps:-1] == whole.residual[steps]) and part.residual[-1] == 0
+    assert choose([given_panel], tolerance=0.0).order.tolist() == whole.order.tolist()
+
+
+@pytest.mark.parametrize(("rank", "tolerance"), [(0, 0.0), (None, -0.1), (None, 1.5)])
+def test_a_rank_or_tolerance_out_of_range_is_refused(rank: int | None, tolerance: float) -> None:
+    with pytest.raises(ValueError, match=r"rank >= 1 and a tolerance in \[0, 1\]; got"):
+        choose([panel(1, 3)], rank=rank, tolerance=tolerance)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, units=st.integers(2, 8), block=st.sampled_from([1, 2]))
+def test_any_order_has_its_certificate_after_every_step(seed: int, units: int, block: int) -> None:
+    several = [panel(seed, units, block), panel(seed + 1, units, block)]
+    for order in (uniform_order(units, seed), leverage_order(several, seed)):
+        assert sorted(order.tolist()) == list(range(units))
+        curve = along(several, order)
+        for width in range(units + 1):
+            assert curve.residual[width] == pytest.approx(
+                exact(several, order[:width].tolist()), abs=1e-4 * curve.residual[0]
+            )
+    greedy = choose(several)
+    np.testing.assert_allclose(along(several, greedy.order).residual, greedy.residual)
+
+
+def test_leverage_prefers_what_nothing_else_says() -> None:
+    rng = np.random.default_rng(2)
+    common = rng.normal(size=(500, 1))
+    z = np.concatenate([common + 0.01 * rng.normal(size=(500, 20)), rng.normal(size=(500, 1))], axis=1)
+    found = Panel(second=moment(z), weight=np.eye(21))
+    places = [int(np.flatnonzero(leverage_order([found], seed) == 20)[0]) for seed in range(40)]
+    uniform = [int(np.flatnonzero(uniform_order(21, seed) == 20)[0]) for seed in range(40)]
+    assert np.mean(places) < 3 < np.mean(uniform)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, units=st.integers(1, 7), block=st.sampled_from([1, 3]))
+def test_angles_are_those_of_the_functions(seed: int, units: int, block: int) -> None:
+    z = samples(seed, units * block)
+    found = angles(moment(z), block)
+    for i, j in itertools.product(range(units), repeat=2):
+        a, b = (z[:, k * block : (k + 1) * block].ravel() for k in (i, j))
+        cosine = abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b)
+        assert np.cos(found[i, j]) == pytest.approx(cosine, abs=1e-12)
+    np.testing.assert_array_equal(found, found.T)
+    assert not np.diagonal(found).any()
+
+
+def test_angles_at_the_ends() -> None:
+    z = np.array([[1.0, 2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 3.0, 0.0, 0.0]])
+    found = angles(moment(z))
+    assert found[0, 1] < 1e-7, "proportional"
+    assert found[0, 2] == pytest.approx(np.pi / 2), "uncorrelated"
+    assert found[0, 3] == pytest.approx(np.pi / 2) and found[3, 4] == 0, "always zero"
+    assert angles(moment(np.stack([z[:, 0], -z[:, 0]], axis=1)))[0, 1] < 1e-7, "a sign is a global phase"
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, units=st.integers(2, 8), data=st.data())
+def test_merging_into_representatives_never_beats_nystrom(seed: int, units: int, data: st.DataObject) -> None:
+    z, w = samples(seed, units), np.random.default_rng(seed).normal(size=(5, units))
+    keep = np.array(sorted(data.draw(st.sets(st.integers(0, units - 1), min_size=1))), dtype=np.intp)
+    heirs = data.draw(st.lists(st.integers(0, len(keep) - 1), min_size=units, max_size=units))
+    assignment = np.zeros((units, len(keep)))
+    assignment[np.arange(units), heirs] = 1.0
+    merged = float(np.mean(np.sum(((z - z[:, keep] @ assignment.T) @ w.T) ** 2, axis=1)))
+    best = residual_of([Panel(second=moment(z), weight=w.T @ w)], keep)
+    assert best <= merged * (1 + 1e-4) + 1e-8

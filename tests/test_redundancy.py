@@ -210,3 +210,44 @@ def test_twins_are_the_nearest_by_brute_force() -> None:
         assert twin.nearest == nearest and twin.radians == pytest.approx(radians, abs=1e-6)
         assert 1 <= twin.effective_rank <= 5
     assert redundancy.twins(made[:1])[0].nearest is None and redundancy.twins([]) == ()
+
+
+class TestConnectUnits:
+    """The graph of one group's units, from any distance of units."""
+
+    @given(states(), st.floats(1e-3, 1.0), st.one_of(st.none(), st.integers(1, 5)))
+    def test_is_the_graph_of_the_states_when_the_distance_is_theirs(
+        self, found: tuple[State, ...], threshold: float, neighbours: int | None
+    ) -> None:
+        found = tuple(state_of("g", s.singular_values, index=i) for i, s in enumerate(found))
+        if not found:
+            return
+        distance = np.zeros((len(found), len(found)))
+        for (i, a), (j, b) in itertools.combinations(enumerate(found), 2):
+            distance[i, j] = distance[j, i] = fubini_study(a.singular_values, b.singular_values)
+        norms = np.array([s.norm for s in found])
+        ours = redundancy.connect_units("g", distance, norms, threshold=threshold)
+        whole = redundancy.connect(found, threshold=threshold)
+        # The two routes to an angle differ in the last digits, which decides pairs that sit on the threshold.
+        on_the_edge = {p for p, d in all_pairs(found).items() if abs(d - threshold) < 1e-9}
+        assert set(edges(ours)) - on_the_edge == set(edges(whole)) - on_the_edge
+        assert set(ours.nodes) == set(whole.nodes)
+        few = redundancy.connect_units("g", distance, norms, threshold=threshold, neighbours=neighbours)
+        assert set(edges(few)) <= set(edges(ours))
+        if neighbours is not None:
+            assert few.number_of_edges() <= neighbours * len(found)
+            for node in few.nodes:
+                nearest = sorted(d for pair, d in edges(ours).items() if node in pair)[:neighbours]
+                kept = sorted(d for pair, d in edges(few).items() if node in pair)[:neighbours]
+                assert kept == nearest
+
+    def test_limits(self) -> None:
+        distance = np.array([[0.0, 0.1, 0.4], [0.1, 0.0, 0.2], [0.4, 0.2, 0.0]])
+        assert redundancy.connect_units("g", distance, np.ones(3)).number_of_edges() == 0
+        half = redundancy.connect_units("g", distance, np.ones(3), quantile=0.5)
+        assert half.graph["threshold"] == 0.2 and half.number_of_edges() == 2
+        with pytest.raises(ValueError, match="not both"):
+            redundancy.connect_units("g", distance, np.ones(3), quantile=0.5, threshold=0.5)
+        with pytest.raises(ValueError, match="n x n"):
+            redundancy.connect_units("g", np.zeros((2, 3)), np.ones(2))
+        assert redundancy.connect_units("g", np.zeros((1, 1)), np.ones(1), quantile=0.5).number_of_edges() == 0

@@ -55,6 +55,9 @@ def test_routes_keep_their_stated_error(name: str, shape: tuple[int, int], scale
         assert found.values.shape == truth.shape
         assert np.max(np.abs(found.values - truth)) <= found.error
         assert found.error <= 1e-6 * truth[0]
+    found = spectra.spectrum(matrix, route="lanczos")
+    assert found.values.shape == truth.shape
+    assert np.mean(np.abs(found.values - truth)) <= found.error <= truth[0]
     found = spectra.spectrum(matrix, route="randomised", rank=15)
     gaps = truth[:15] - found.values
     assert np.max(gaps) <= found.error
@@ -126,7 +129,7 @@ def test_filter_states_do_not_see_directions() -> None:
         spectra.filter_states([[math.inf]])
 
 
-@pytest.mark.parametrize(("groups", "extent"), [(1, (5, 4)), (2, (3, 4))])
+@pytest.mark.parametrize(("groups", "extent"), [(1, (5, 4)), (2, (3, 4)), (1, (3, 3)), (2, (4, 5)), (1, (3, 2))])
 def test_circular_spectrum_is_that_of_the_dense_map(groups: int, extent: tuple[int, int]) -> None:
     rng = np.random.default_rng(3)
     kernel = rng.standard_normal((4, 3, 3, 2))
@@ -184,6 +187,46 @@ def test_measure_gives_a_state_for_every_matrix() -> None:
         assert np.linalg.norm(s.psi) == pytest.approx(1)
     again = spectra.measure(operators.find(graph), graph)
     assert all(np.array_equal(a.singular_values, b.singular_values) for a, b in zip(states, again, strict=True))
+
+
+def test_values_do_not_depend_on_the_threads() -> None:
+    rng = np.random.default_rng(1)
+    conv, dense = rng.standard_normal((4, 2, 3, 3)), rng.standard_normal((300, 4))
+    graph = model_graph(conv.astype(np.float32), dense.astype(np.float32))
+    found = [spectra.measure(operators.find(graph), graph, threads=threads) for threads in (1, 2, 5)]
+    for several in found[1:]:
+        for a, b in zip(found[0], several, strict=True):
+            assert (a.operator, a.index, a.route) == (b.operator, b.index, b.route)
+            np.testing.assert_array_equal(a.singular_values, b.singular_values)
+
+
+def test_joined_groups_are_the_block_diagonal_map() -> None:
+    rng = np.random.default_rng(1)
+    conv = rng.standard_normal((4, 2, 3, 3)).astype(np.float32)
+    graph = model_graph(conv, rng.standard_normal((3, 4)).astype(np.float32))
+    apart = spectra.measure(operators.find(graph), graph)
+    joined = spectra.measure(operators.find(graph), graph, joined=True)
+    assert [s.operator for s in joined] == ["conv", "dense"]
+    blocks = []
+    for index in range(2):
+        block = np.zeros((3, 19))
+        block[:2, :18], block[:2, 18], block[2, 18] = conv[2 * index : 2 * index + 2].reshape(2, 18), [0, 1], 1
+        block[:2, 18] += 2 * index
+        blocks.append(block)
+    exact = np.linalg.svd(scipy.linalg.block_diag(*blocks), compute_uv=False)[:6]
+    np.testing.assert_allclose(joined[0].singular_values, exact, rtol=1e-12)
+    assert joined[0].norm == pytest.approx(np.hypot(apart[0].norm, apart[1].norm))
+    assert joined[0].error == max(apart[0].error, apart[1].error)
+
+
+def test_large_matrices_go_by_lanczos_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    monkeypatch.setattr(spectra, "LANCZOS_SIDE", 140)
+    graph = model_graph(np.ones((4, 2, 3, 3), np.float32), rng.standard_normal((200, 4)).astype(np.float32))
+    assert {s.route for s in spectra.measure(operators.find(graph), graph)} == {"svd"}
+    matrix = rng.standard_normal((150, 200))
+    assert spectra.spectrum(matrix).route == "lanczos"
+    assert spectra.spectrum(matrix[:140]).route == "gram"
 
 
 def test_measure_names_the_operator_whose_weights_are_not_finite() -> None:
