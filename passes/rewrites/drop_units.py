@@ -1,0 +1,187 @@
+"""Units that do nothing go, through whatever group of coupling they belong to: channels, neurons, heads, streams.
+
+A unit is dead when every consumer multiplies it by zero, or when it is zero for every finite input: its producers have
+zero weights and biases, and nothing on the way adds to it. Exact: the cut is that of shrink_group, with nothing to
+rebuild. Frozen groups and units that only look dead stay, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import helper
+
+from passes.axes import Term, atoms, kept, size
+from passes.coupling import Coupling, couple
+from passes.errors import RewriteFailed
+from passes.graph_io import to_model
+from passes.graphs import is_readable, is_standard, load
+from passes.records import Array, Group, Json, Refusal, Step
+from passes.rewrites.shrink_group import REWRITE as SHRINK
+from passes.rewrites.shrink_group import assigned_fold
+
+MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+KEEPS_ZERO = frozenset(
+    {
+        *MATRIX, "Relu", "LeakyRelu", "PRelu", "Tanh", "Elu", "Gelu", "HardSwish", "Identity", "Dropout", "Mul",
+        "Concat", "Split", "Slice", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "AveragePool",
+        "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum", "Neg", "Abs", "Pad", "Add", "Sub", "Sum",
+    }
+)  # fmt: skip
+ADDS = ("Add", "Sub", "Sum", "Pad")
+
+
+class DropUnits:
+    """One step for all groups; the groups and what they keep stand in its arguments."""
+
+    name = "drop_units"
+    exact = True
+
+    def propose(self, graph: gs.Graph) -> Iterator[Step | Refusal]:
+        """Coupling is asked only where a weight has a slice of zeros."""
+        suspects = {node.name for node in graph.nodes if _has_zero_slice(node)}
+        model = _as_model(graph) if suspects else None
+        if model is None:
+            return
+        coupling = couple(graph, model, 1)
+        cuts: dict[str, list[int]] = {}
+        for group in coupling.groups:
+            if not any(site.node in suspects for site in group.sites):
+                continue
+            dead = _dead(graph, coupling, group)
+            if not dead.any():
+                continue
+            if group.frozen is not None:
+                reason = f"{int(dead.sum())} of its {group.units} units are dead, but {group.frozen}"
+                yield Refusal(subject=group.name, reason=reason)
+                continue
+            stay = np.flatnonzero(~dead) if not dead.all() else np.array([0])
+            if len(stay) < group.units:
+                cuts[group.name] = [int(unit) for unit in stay]
+        if cuts:
+            gone = sum(coupling.group(name).units - len(stay) for name, stay in cuts.items())
+            note = f"{gone} dead unit{'s' if gone > 1 else ''} of {len(cuts)} group{'s' if len(cuts) > 1 else ''} go."
+            subject = next(iter(cuts)).partition("#")[0]
+            arguments: dict[str, Json] = {"cuts": {name: list(stay) for name, stay in cuts.items()}}
+            yield Step(rewrite=self.name, subject=subject, nodes=(subject,), arguments=arguments, note=note)
+
+    def apply(self, graph: gs.Graph, step: Step) -> None:
+        """Look again, and cut."""
+        model = _as_model(graph)
+        cuts = step.arguments.get("cuts")
+        if model is None or not isinstance(cuts, dict):
+            raise RewriteFailed("expected a model with tensor inputs and the units to keep; plan again")
+        coupling = couple(graph, model, 1)
+        chosen: dict[str, list[int]] = {}
+        for name, stay in cuts.items():
+            group = next((group for group in coupling.groups if group.name == name), None)
+            units = [int(unit) for unit in stay] if isinstance(stay, list) else []  # type: ignore[arg-type]
+            if group is None or group.frozen is not None or not units or max(units) >= group.units:
+                raise RewriteFailed(f"expected the group {name!r} to be one that can be cut; plan again")
+            dead = _dead(graph, coupling, group)
+            if not dead[np.setdiff1d(np.arange(group.units), units)].all():
+                raise RewriteFailed(f"expected dead units in {name!r}; some are alive; plan again")
+            chosen[name] = units
+        SHRINK.apply(graph, coupling, coupling.keep(chosen), assigned_fold({}))
+
+
+def _has_zero_slice(node: gs.Node) -> bool:
+    """Whether a weight is zero for one whole input or output of the operator."""
+    if not is_standard(node, *MATRIX) or len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
+        return False
+    weight = node.inputs[1]
+    if not is_readable(weight) or len(weight.shape) < 2:
+        return False
+    used = load(weight) != 0
+    return any(not used.any(axis=tuple(a for a in range(used.ndim) if a != axis)).all() for axis in (0, 1))
+
+
+def _dead(graph: gs.Graph, coupling: Coupling, group: Group) -> Array:
+    """For each unit whether no consumer reads it, or whether it is always zero."""
+    nodes = {node.name: node for node in graph.nodes}
+    key = coupling.atom_of[group.name].key
+    unread = np.full(group.units, any(site.role == "consumes" for site in group.sites))
+    silent = np.ones(group.units, dtype=bool)
+    for site in group.sites:
+        if site.role not in ("consumes", "produces") or not (unread.any() or silent.any()):
+            continue
+        node = nodes[site.node]
+        if site.role == "produces" and _carries(coupling, node.inputs[0].name, key):
+            # A depthwise convolution passes a zero unit on.
+            continue
+        zero = _zero_units(coupling, node, site.tensor, site.axis, key, group.units)
+        if site.role == "consumes":
+            unread &= zero
+        else:
+            silent &= zero
+    if not silent.any() or not _reaches_as_zero(coupling, graph, key):
+        silent[:] = False
+    dead: Array = unread | silent
+    return dead
+
+
+def _zero_units(coupling: Coupling, node: gs.Node, tensor: str, axis: int, key: int, units: int) -> Array:
+    slot = next(index for index, held in enumerate(node.inputs) if held.name == tensor)
+    held = node.inputs[slot]
+    if not isinstance(held, gs.Constant) or not is_readable(held):
+        return np.zeros(units, dtype=bool)
+    values = load(held)
+    zero = ~(values != 0).any(axis=tuple(a for a in range(values.ndim) if a != axis))
+    entries = (t for a, t, _ in coupling.roles[node.name, slot] if a == axis)
+    term: Term | None = next((t for t in entries if any(atom.key == key for atom in atoms(t))), None)
+    found = np.zeros(units, dtype=bool)
+    # A grouped weight lays two terms along one axis; those are left alone.
+    if term is None or size(term) != len(zero):
+        return found
+    for unit in range(units):
+        others = np.setdiff1d(np.arange(units), [unit])
+        gone = np.setdiff1d(np.arange(len(zero)), kept(term, {key: others}))
+        found[unit] = bool(len(gone)) and bool(zero[gone].all())
+    return found
+
+
+def _reaches_as_zero(coupling: Coupling, graph: gs.Graph, key: int) -> bool:
+    """Whether nothing between producers and consumers can turn a zero unit into something else."""
+    for node in graph.nodes:
+        if not any(_carries(coupling, tensor.name, key) for tensor in node.outputs):
+            continue
+        if not is_standard(node) or node.op not in KEEPS_ZERO:
+            return False
+        constants = [t for t in node.inputs if isinstance(t, gs.Constant)]
+        if node.op in ADDS and any(
+            not is_readable(t) or (load(t).dtype.kind == "f" and load(t).any()) for t in constants
+        ):
+            return False
+        # The bias of a producer is one of its own sites; that of a depthwise convolution only rides along.
+        own = any(role == "produces" for _, _, role in coupling.roles.get((node.name, 2), ()))
+        if node.op in MATRIX and not own and len(node.inputs) > 2 and node.inputs[2].name:
+            bias = node.inputs[2]
+            if not isinstance(bias, gs.Constant) or not is_readable(bias) or load(bias).any():
+                return False
+    return True
+
+
+def _carries(coupling: Coupling, tensor: str, key: int) -> bool:
+    return any(atom.key == key for term in coupling.terms.get(tensor, ()) for atom in atoms(term))
+
+
+def _as_model(graph: gs.Graph) -> onnx.ModelProto | None:
+    """The graph as a proto for shape inference; None where an input is no tensor of a known type."""
+    values = []
+    for tensor in (*graph.inputs, *graph.outputs):
+        if tensor.dtype is None or getattr(tensor, "type", "tensor_type") != "tensor_type":
+            return None
+        kind = (
+            tensor.dtype if isinstance(tensor.dtype, int) else helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+        )
+        values.append(helper.make_tensor_value_info(tensor.name, kind, tensor.shape))
+    inputs, outputs = values[: len(graph.inputs)], values[len(graph.inputs) :]
+    imports = [helper.make_opsetid("", int(graph.opset))]
+    template = helper.make_model(helper.make_graph([], "graph", inputs, outputs), opset_imports=imports)
+    return to_model(graph, template)
+
+
+REWRITE = DropUnits()
