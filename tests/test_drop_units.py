@@ -62,6 +62,7 @@ def test_units_that_nobody_reads_go_with_their_producers() -> None:
         ("a = Relu (t)\n r = Add (a, k)", {"k": np.full((6, 1, 1), 0.5, np.float32)}, 0),
         ("a = BatchNormalization (t, s, b, m, v)\n r = Relu (a)", norm(6), 0),
         ("a = Conv <group = 6> (t, d)\n r = Tanh (a)", {"d": weight(6, 1, 1, 1)}, 1),
+        ("a = Conv <group = 6> (t, d, e)\n r = Tanh (a)", {"d": weight(6, 1, 1, 1), "e": weight(6)}, 0),
     ],
 )
 def test_units_that_are_always_zero_go_where_zero_arrives(body: str, extra: dict[str, Array], gone: int) -> None:

@@ -157,6 +157,7 @@ def _reaches_as_zero(coupling: Coupling, graph: gs.Graph, key: int) -> bool:
             return False
         # The bias of a producer is one of its own sites; that of a depthwise convolution only rides along.
         own = any(role == "produces" for _, _, role in coupling.roles.get((node.name, 2), ()))
+        own = own and not _carries(coupling, node.inputs[0].name, key)
         if node.op in MATRIX and not own and len(node.inputs) > 2 and node.inputs[2].name:
             bias = node.inputs[2]
             if not isinstance(bias, gs.Constant) or not is_readable(bias) or load(bias).any():
