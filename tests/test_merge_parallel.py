@@ -57,7 +57,8 @@ QKV_W: Weights = {"u": (4, 6), "p": (6,), "v": (4, 6), "q": (6,)}
             ["Gemm", "Split", "Add", "Relu"],
         ),
         (
-            "a = Gemm <alpha = 0.5, beta = 2.0> (x, u, p)\n b = Gemm <alpha = 0.5, beta = 2.0> (x, v, q)\n y = Mul (a, b)",
+            "a = Gemm <alpha = 0.5, beta = 2.0> (x, u, p)\n"
+            "b = Gemm <alpha = 0.5, beta = 2.0> (x, v, q)\n y = Mul (a, b)",
             {"u": (4, 6), "p": (6,), "v": (4, 6), "q": (6,)},
             "2,4",
             2,
@@ -122,11 +123,14 @@ def test_near_misses_stay_apart(body: str, weights: Weights, refused: dict[str, 
 @pytest.mark.parametrize(
     ("body", "weights", "refused"),
     [
-        ("a = Conv (x, u)\n b, c = Split <axis = 1> (a)\n d = Add (b, c)\n e, f = Split <axis = 1> (a)\n g = Mul (e, f)\n y = Add (d, g)",
+        ("a = Conv (x, u)\n b, c = Split <axis = 1> (a)\n d = Add (b, c)\n"
+         "e, f = Split <axis = 1> (a)\n g = Mul (e, f)\n y = Add (d, g)",
          {"u": (4, 4, 1, 1)},
-         {"n_b": "the output of Conv 'n_a' is read elsewhere too", "n_e": "the output of Conv 'n_a' is read elsewhere too"}),
+         {"n_b": "the output of Conv 'n_a' is read elsewhere too",
+          "n_e": "the output of Conv 'n_a' is read elsewhere too"}),
         ("a = Conv (x, u)\n b, c = Split <axis = 2> (a)\n y = Add (b, c)", {"u": (4, 4, 1, 1)}, {}),
-        ("a = Conv (x, u)\n a2 = MaxPool <kernel_shape = [2,2]> (a)\n b, c = Split <axis = 1> (a2)\n y = Add (b, c)", {"u": (4, 4, 1, 1)}, {}),
+        ("a = Conv (x, u)\n a2 = MaxPool <kernel_shape = [2,2]> (a)\n b, c = Split <axis = 1> (a2)\n y = Add (b, c)",
+         {"u": (4, 4, 1, 1)}, {}),
     ],
 )  # fmt: skip
 def test_what_is_cut_otherwise_stays_whole(body: str, weights: Weights, refused: dict[str, str]) -> None:
