@@ -6,7 +6,7 @@ accepted step lowers the modelled time, or keeps it with fewer nodes or bytes, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -62,7 +62,9 @@ class _Run:
     def __init__(self, model: onnx.ModelProto, backend: Backend, batch: int) -> None:
         self.model = model
         self.done: list[Step] = []
-        self.refusals: set[Refusal] = set()
+        self._refused: dict[str, set[Refusal]] = {}
+        # When a rewrite last had nothing to offer, in steps done: an unchanged graph is not looked at twice.
+        self._settled: dict[str, int] = {}
         self._appraiser = Appraiser(model, backend, batch)
         self._shapes = symbolic_shapes(model)
         self._graph = self._again()
@@ -70,25 +72,35 @@ class _Run:
         self._declined: set[str] = set()
         self._losses: set[Refusal] = set()
 
+    @property
+    def refusals(self) -> set[Refusal]:
+        """What each rewrite refused when it last looked, and what did not pay."""
+        return self._losses.union(*self._refused.values())
+
     def forget(self) -> None:
+        """Offer once more what was declined."""
         self._declined.clear()
         self._losses.clear()
+        self._settled.clear()
 
     def round(self) -> bool:
         """Each rewrite once; whether anything was done or declined."""
         before = len(self.done), len(self._declined)
-        self.refusals = set()
         for rewrite in rewrites.all():
-            self._sure(rewrite, self._offers(rewrite.propose(self._graph)))
+            if self._settled.get(rewrite.name) != len(self.done):
+                self._sure(rewrite, self._offers(rewrite.name, rewrite.propose(self._graph)))
         for trade in rewrites.trades():
-            self._trade(trade, self._offers(trade.propose(self._graph, self._declined)))
-        self.refusals |= self._losses
+            if self._settled.get(trade.name) != len(self.done):
+                self._trade(trade, self._offers(trade.name, trade.propose(self._graph, self._declined)))
         return (len(self.done), len(self._declined)) != before
 
-    def _offers(self, found: object) -> list[Step]:
-        proposals: tuple[Step | Refusal, ...] = tuple(found)  # type: ignore[arg-type]
-        self.refusals.update(offer for offer in proposals if isinstance(offer, Refusal))
-        return [offer for offer in proposals if isinstance(offer, Step) and key(offer) not in self._declined]
+    def _offers(self, name: str, proposals: Iterable[Step | Refusal]) -> list[Step]:
+        offers = list(proposals)
+        self._refused[name] = {offer for offer in offers if isinstance(offer, Refusal)}
+        steps = [offer for offer in offers if isinstance(offer, Step) and key(offer) not in self._declined]
+        if not steps:
+            self._settled[name] = len(self.done)
+        return steps
 
     def _sure(self, rewrite: Rewrite, steps: Sequence[Step]) -> None:
         """All steps at once, each with its share of the gain; halves where that costs time."""

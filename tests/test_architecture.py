@@ -27,7 +27,7 @@ GRAPH_KEEPERS = {
         f"passes.{stage}"
         for stage in ("model_io", "graph_io", "graphs", "constants", "operators", "structure", "linear")
     ),
-    *(f"passes.{stage}" for stage in ("regions", "nodeforms", "siblings", "noops")),
+    *(f"passes.{stage}" for stage in ("regions", "nodeforms", "siblings", "noops", "twin_units")),
     *(f"passes.{stage}" for stage in ("view", "signatures", "tracing", "coupling", "candidates", "targets")),
     # Where a private copy is edited or handed on.
     *(f"passes.{stage}" for stage in ("apply", "pipeline", "appraisal", "annotated", "exact")),

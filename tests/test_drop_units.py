@@ -47,7 +47,7 @@ def test_units_that_nobody_reads_go_with_their_producers() -> None:
     model = block(weight(6, 3, 3, 3), second)
     steps, _ = proposals(REWRITE, model)
     assert [(step.note, step.arguments) for step in steps] == [
-        ("2 dead units of 1 group go.", {"cuts": {"n_t": [0, 2, 3, 5]}})
+        ("2 units of 1 group go: 2 dead, 0 merged.", {"cuts": {"n_t": [0, 2, 3, 5]}, "merges": {}})
     ]
     smaller, count = apply_all(REWRITE, model)
     assert (count, sizes(smaller)) == (1, {"n_t": [4, 3, 3, 3], "n_y": [4, 4, 3, 3]})
@@ -135,3 +135,37 @@ def test_living_units_are_not_cut() -> None:
     step = Step(rewrite="drop_units", subject="n_t", nodes=("n_t",), arguments={"cuts": {"n_t": [0, 1]}})
     with pytest.raises(RewriteFailed, match=r"^expected dead units in 'n_t'; some are alive; plan again$"):
         REWRITE.apply(graph, step)
+
+
+@pytest.mark.parametrize(
+    ("body", "factor", "merged"),
+    [
+        ("r = Relu (t)", 2.5, True),
+        ("a = Relu (t)\n r = MaxPool <kernel_shape = [3,3], pads = [1,1,1,1]> (a)", 0.3, True),
+        ("r = Sigmoid (t)", 1.0, True),
+        ("r = Sigmoid (t)", 2.0, False),
+        ("r = Relu (t)", -1.0, False),
+        ("a = Add (t, k)\n r = Relu (a)", 2.0, False),
+        ("h = ReduceMax <axes = [1]> (x)\n a = Add (t, h)\n r = Relu (a)", 2.0, False),
+        ("h = ReduceMax <axes = [1]> (x)\n a = Add (t, h)\n r = Relu (a)", 1.0, True),
+        ("a = BatchNormalization (t, s, b, m, v)\n r = Relu (a)", 1.0, False),
+    ],
+)
+def test_multiples_merge_where_they_stay_multiples(body: str, factor: float, merged: bool) -> None:
+    first = weight(6, 3, 3, 3)
+    first[4] = factor * first[1]
+    bias = weight(6, seed=5)
+    bias[4] = factor * bias[1]
+    extra = {"k": np.full((1, 1, 1), 0.5, np.float32)} if "k)" in body else norm(6) if "Batch" in body else {}
+    model = block(first, weight(4, 6, 3, 3, seed=1), body, {**extra, "c": bias})
+    smaller, count = apply_all(REWRITE, model)
+    assert (count, sizes(smaller)["n_y"][1]) == ((1, 5) if merged else (0, 6))
+    assert_same_function(model, smaller)
+
+
+def test_nearly_a_multiple_is_none() -> None:
+    first = weight(6, 3, 3, 3)
+    first[4] = 2 * first[1]
+    first[4, 0, 0, 0] *= 1 + 3e-6
+    bias = np.zeros(6, np.float32)
+    assert proposals(REWRITE, block(first, weight(4, 6, 3, 3, seed=1), extra={"c": bias})) == ([], {})

@@ -1,8 +1,8 @@
-"""Units that do nothing go, through whatever group of coupling they belong to: channels, neurons, heads, streams.
+"""Units that add nothing go, through whatever group of coupling they belong to: channels, neurons, streams.
 
-A unit is dead when every consumer multiplies it by zero, or when it is zero for every finite input: its producers have
-zero weights and biases, and nothing on the way adds to it. Exact: the cut is that of shrink_group, with nothing to
-rebuild. Frozen groups and units that only look dead stay, with the reason.
+Dead is a unit that every consumer multiplies by zero, or that is zero for every finite input. A twin is a positive
+multiple of another unit where what lies between keeps multiples, or its equal where it is elementwise; its consumers
+read the other one. Exact: the cut is that of shrink_group, with a fold that is known. Frozen groups stay.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from passes.coupling import Coupling, couple
 from passes.errors import RewriteFailed
 from passes.graph_io import to_model
 from passes.graphs import is_readable, is_standard, load
-from passes.records import Array, Group, Json, Refusal, Step
+from passes.records import Array, Floats, Group, Json, Refusal, Step
 from passes.rewrites.shrink_group import REWRITE as SHRINK
 from passes.rewrites.shrink_group import assigned_fold
+from passes.twin_units import carries, has_twin_rows, twins_of
 
 MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 KEEPS_ZERO = frozenset(
@@ -42,30 +43,40 @@ class DropUnits:
 
     def propose(self, graph: gs.Graph) -> Iterator[Step | Refusal]:
         """Coupling is asked only where a weight has a slice of zeros."""
-        suspects = {node.name for node in graph.nodes if _has_zero_slice(node)}
+        suspects = {node.name for node in graph.nodes if _has_zero_slice(node) or has_twin_rows(node)}
         model = _as_model(graph) if suspects else None
         if model is None:
             return
         coupling = couple(graph, model, 1)
         cuts: dict[str, list[int]] = {}
+        merges: dict[str, list[list[float]]] = {}
         for group in coupling.groups:
             if not any(site.node in suspects for site in group.sites):
                 continue
             dead = _dead(graph, coupling, group)
-            if not dead.any():
+            twins = [twin for twin in twins_of(graph, coupling, group) if not dead[twin.unit] and not dead[twin.keeper]]
+            if not dead.any() and not twins:
                 continue
             if group.frozen is not None:
-                reason = f"{int(dead.sum())} of its {group.units} units are dead, but {group.frozen}"
-                yield Refusal(subject=group.name, reason=reason)
+                what = f"{int(dead.sum())} of its {group.units} units are dead and {len(twins)} are multiples of others"
+                yield Refusal(subject=group.name, reason=f"{what}, but {group.frozen}")
                 continue
-            stay = np.flatnonzero(~dead) if not dead.all() else np.array([0])
+            gone = dead.copy()
+            gone[[twin.unit for twin in twins]] = True
+            stay = np.flatnonzero(~gone) if not gone.all() else np.array([0])
             if len(stay) < group.units:
                 cuts[group.name] = [int(unit) for unit in stay]
+                merges[group.name] = [[twin.unit, twin.keeper, twin.scale] for twin in twins]
         if cuts:
-            gone = sum(coupling.group(name).units - len(stay) for name, stay in cuts.items())
-            note = f"{gone} dead unit{'s' if gone > 1 else ''} of {len(cuts)} group{'s' if len(cuts) > 1 else ''} go."
+            count = sum(coupling.group(name).units - len(stay) for name, stay in cuts.items())
+            merged = sum(map(len, merges.values()))
+            groups = f"{len(cuts)} group{'s' if len(cuts) > 1 else ''}"
+            note = f"{count} unit{'s' if count > 1 else ''} of {groups} go: {count - merged} dead, {merged} merged."
             subject = next(iter(cuts)).partition("#")[0]
-            arguments: dict[str, Json] = {"cuts": {name: list(stay) for name, stay in cuts.items()}}
+            arguments: dict[str, Json] = {
+                "cuts": {name: list(stay) for name, stay in cuts.items()},
+                "merges": {name: [list(twin) for twin in twins] for name, twins in merges.items() if twins},
+            }
             yield Step(rewrite=self.name, subject=subject, nodes=(subject,), arguments=arguments, note=note)
 
     def apply(self, graph: gs.Graph, step: Step) -> None:
@@ -74,18 +85,37 @@ class DropUnits:
         cuts = step.arguments.get("cuts")
         if model is None or not isinstance(cuts, dict):
             raise RewriteFailed("expected a model with tensor inputs and the units to keep; plan again")
+        merges = step.arguments.get("merges", {})
         coupling = couple(graph, model, 1)
         chosen: dict[str, list[int]] = {}
+        assigned: dict[int, Floats] = {}
         for name, stay in cuts.items():
             group = next((group for group in coupling.groups if group.name == name), None)
             units = [int(unit) for unit in stay] if isinstance(stay, list) else []  # type: ignore[arg-type]
             if group is None or group.frozen is not None or not units or max(units) >= group.units:
                 raise RewriteFailed(f"expected the group {name!r} to be one that can be cut; plan again")
-            dead = _dead(graph, coupling, group)
-            if not dead[np.setdiff1d(np.arange(group.units), units)].all():
+            named = _pairs(merges.get(name) if isinstance(merges, dict) else None)
+            twins = {(t.unit, t.keeper): t for t in twins_of(graph, coupling, group)} if named else {}
+            gone = _dead(graph, coupling, group)
+            fold = np.zeros((group.units, len(units)))
+            fold[units, range(len(units))] = 1.0
+            for pair in named:
+                twin = twins.get(pair)
+                if twin is None or twin.keeper not in units:
+                    raise RewriteFailed(f"expected twins in {name!r}; they differ; plan again")
+                fold[twin.unit, units.index(twin.keeper)] = twin.scale
+                gone[twin.unit] = True
+            if not gone[np.setdiff1d(np.arange(group.units), units)].all():
                 raise RewriteFailed(f"expected dead units in {name!r}; some are alive; plan again")
             chosen[name] = units
-        SHRINK.apply(graph, coupling, coupling.keep(chosen), assigned_fold({}))
+            assigned[coupling.atom_of[name].key] = fold
+        SHRINK.apply(graph, coupling, coupling.keep(chosen), assigned_fold(assigned))
+
+
+def _pairs(merged: Json) -> list[tuple[int, int]]:
+    """Unit and keeper of each twin as the arguments list them."""
+    rows = [row for row in merged if isinstance(row, list) and len(row) == 3] if isinstance(merged, list) else []
+    return [(int(unit), int(keeper)) for unit, keeper, _ in rows]  # type: ignore[arg-type]
 
 
 def _has_zero_slice(node: gs.Node) -> bool:
@@ -109,7 +139,7 @@ def _dead(graph: gs.Graph, coupling: Coupling, group: Group) -> Array:
         if site.role not in ("consumes", "produces") or not (unread.any() or silent.any()):
             continue
         node = nodes[site.node]
-        if site.role == "produces" and _carries(coupling, node.inputs[0].name, key):
+        if site.role == "produces" and carries(coupling, node.inputs[0].name, key):
             # A depthwise convolution passes a zero unit on.
             continue
         zero = _zero_units(coupling, node, site.tensor, site.axis, key, group.units)
@@ -146,27 +176,26 @@ def _zero_units(coupling: Coupling, node: gs.Node, tensor: str, axis: int, key: 
 def _reaches_as_zero(coupling: Coupling, graph: gs.Graph, key: int) -> bool:
     """Whether nothing between producers and consumers can turn a zero unit into something else."""
     for node in graph.nodes:
-        if not any(_carries(coupling, tensor.name, key) for tensor in node.outputs):
+        if not any(carries(coupling, tensor.name, key) for tensor in node.outputs):
             continue
         if not is_standard(node) or node.op not in KEEPS_ZERO:
             return False
         constants = [t for t in node.inputs if isinstance(t, gs.Constant)]
+        others = [t for t in node.inputs if not isinstance(t, gs.Constant) and t.name]
+        if node.op in ADDS and not all(carries(coupling, t.name, key) for t in others):
+            return False
         if node.op in ADDS and any(
             not is_readable(t) or (load(t).dtype.kind == "f" and load(t).any()) for t in constants
         ):
             return False
         # The bias of a producer is one of its own sites; that of a depthwise convolution only rides along.
         own = any(role == "produces" for _, _, role in coupling.roles.get((node.name, 2), ()))
-        own = own and not _carries(coupling, node.inputs[0].name, key)
+        own = own and not carries(coupling, node.inputs[0].name, key)
         if node.op in MATRIX and not own and len(node.inputs) > 2 and node.inputs[2].name:
             bias = node.inputs[2]
             if not isinstance(bias, gs.Constant) or not is_readable(bias) or load(bias).any():
                 return False
     return True
-
-
-def _carries(coupling: Coupling, tensor: str, key: int) -> bool:
-    return any(atom.key == key for term in coupling.terms.get(tensor, ()) for atom in atoms(term))
 
 
 def _as_model(graph: gs.Graph) -> onnx.ModelProto | None:

@@ -111,7 +111,7 @@ def _transposed(graph: gs.Graph, around: Surroundings) -> Iterator[tuple[gs.Cons
 
 def _reads_either(around: Surroundings, node: gs.Node, tensor: gs.Constant) -> bool:
     """Whether a product can read the transposed copy of its second factor."""
-    if around.nodes.get(node.name) is not node or len(node.inputs) < 2 or node.inputs[1] is not tensor:
+    if id(around.nodes.get(node.name)) != id(node) or len(node.inputs) < 2 or node.inputs[1] is not tensor:
         return False
     if any(held is tensor for slot, held in enumerate(node.inputs) if slot != 1):
         return False
