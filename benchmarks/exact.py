@@ -25,9 +25,10 @@ import backends
 from benchmarks import common
 from passes import runtime, synthetic
 from passes.errors import PassesError
-from passes.graph_io import nodes_of
-from passes.profile import modelled
+from passes.graph_io import nodes_of, to_graph
 from passes.records import Array, Json
+from passes.shapes import infer, input_shapes
+from passes.workload import Pricer, structures
 
 TARGETS = ("cpu", "ascend", "mlu", "kunlunxin")
 CHIPS = TARGETS[1:]
@@ -55,8 +56,8 @@ def clean(tool: str, python: str, files: Sequence[Path], folder: Path) -> dict[s
     return rows
 
 
-def judge(path: Path, folder: Path, rows: Mapping[str, Row], seconds: float) -> Row:
-    """Everything that is measured of one file: the original, and what each tool made of it."""
+def judge(path: Path, folder: Path, rows: Mapping[str, Row]) -> Row:
+    """Everything but the time of one file: the original, and what each tool made of it."""
     original = onnx.load(path)
     models: dict[str, onnx.ModelProto] = {"original": original}
     result: Row = {"original": describe(original, TARGETS)}
@@ -88,29 +89,37 @@ def judge(path: Path, folder: Path, rows: Mapping[str, Row], seconds: float) -> 
             made["error"] = error_of(expected, outputs(model, feeds))
         except PassesError as error:
             made["failure"] = f"the result does not run: {error}"[:200]
-    timed = ["original", "original", *(t for t in ("blochfold/cpu", *PEERS) if t in models and _ran(result[t]))]
+    return result
+
+
+def race(path: Path, folder: Path, result: Row, seconds: float) -> None:
+    """Median seconds of the original, twice, and of what each tool made of it, in turns; the row takes them."""
+    if "not_run" in result:
+        return
+    original = onnx.load(path)
+    tools = [tool for tool in ("blochfold/cpu", *PEERS) if _ran(result.get(tool))]
+    models = [onnx.load(folder / f"{path.stem}.{tool.replace('/', '-')}.onnx") for tool in tools]
     try:
-        taken = runtime.latency([models[t] for t in timed], feeds, threads=1, budget_seconds=seconds)
+        feeds = runtime.runs(original, synthetic.synthesise(original, 1, 0), 1, limit=1)[0]
+        taken = runtime.latency([original, original, *models], feeds, threads=1, budget_seconds=seconds)
     except PassesError as error:
         result["not_timed"] = str(error)[:200]
-        return result
+        return
     result["again"] = taken[1]
-    for tool, value in zip(timed[2:], taken[2:], strict=True):
+    for tool, value in zip(("original", *tools), (taken[0], *taken[2:]), strict=True):
         result[tool]["measured_seconds"] = value  # type: ignore[index, call-overload]
-    result["original"]["measured_seconds"] = taken[0]  # type: ignore[index, call-overload]
-    return result
 
 
 def describe(model: onnx.ModelProto, targets: Iterable[str]) -> Row:
     """Nodes, parameters, bytes, and modelled seconds; None where a chip cannot price the graph."""
     floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-    prices: Row = {}
-    for target in targets:
-        try:
-            prices[target] = modelled(model, backends.get(target), 1)[1]
-        except (PassesError, onnx.shape_inference.InferenceError, ValueError):
-            # A peer may write what inference refuses; such a graph has no price.
-            prices[target] = None
+    prices: Row = dict.fromkeys(targets)
+    try:
+        shapes, built = infer(model, input_shapes(model, 1)), structures(to_graph(model))
+        prices.update({target: Pricer(built, backends.get(target)).seconds(shapes.get) for target in prices})
+    except (PassesError, onnx.shape_inference.InferenceError, ValueError) as error:
+        # A peer may write what inference refuses; such a graph has no price.
+        prices["refused"] = str(error)[:200]
     return {
         "nodes": sum(1 for _ in nodes_of(model.graph)),
         "parameters": sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type in floats),
@@ -262,7 +271,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows: dict[str, Row] = {}
         for path in track(files, console=console, description="measure"):
             found = {tool: results[path.name] for tool, results in tools.items() if path.name in results}
-            rows[path.name] = judge(path, folder, found, given.seconds)
+            rows[path.name] = judge(path, folder, found)
+        for path in track(files, console=console, description="time"):
+            race(path, folder, rows[path.name], given.seconds)
     totals = summary(rows)
     Console(width=160).print(show(totals))
     Console(width=160).print_json(data=totals)

@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import helper
 
-from passes.axes import Term, atoms, kept, size
+from passes.axes import Atom, Product, Term, atoms, size
 from passes.coupling import Coupling, couple
 from passes.errors import RewriteFailed
 from passes.graph_io import to_model
@@ -162,15 +162,24 @@ def _zero_units(coupling: Coupling, node: gs.Node, tensor: str, axis: int, key: 
     zero = ~(values != 0).any(axis=tuple(a for a in range(values.ndim) if a != axis))
     entries = (t for a, t, _ in coupling.roles[node.name, slot] if a == axis)
     term: Term | None = next((t for t in entries if any(atom.key == key for atom in atoms(t))), None)
-    found = np.zeros(units, dtype=bool)
     # A grouped weight lays two terms along one axis; those are left alone.
     if term is None or size(term) != len(zero):
-        return found
-    for unit in range(units):
-        others = np.setdiff1d(np.arange(units), [unit])
-        gone = np.setdiff1d(np.arange(len(zero)), kept(term, {key: others}))
-        found[unit] = bool(len(gone)) and bool(zero[gone].all())
-    return found
+        return np.zeros(units, dtype=bool)
+    owner = _owners(term, key)
+    live = np.bincount(owner[(owner >= 0) & ~zero], minlength=units)
+    return np.asarray((live == 0) & (np.bincount(owner[owner >= 0], minlength=units) > 0))
+
+
+def _owners(term: Term, key: int) -> Array:
+    """For each index of an axis the unit of the atom that it belongs to, -1 where it belongs to none."""
+    if isinstance(term, Atom):
+        return np.arange(term.size) if term.key == key else np.full(term.size, -1)
+    if isinstance(term, Product):
+        owner: Array = np.full(1, -1)
+        for factor in term.factors:
+            owner = np.maximum(owner[:, None], _owners(factor, key)[None, :]).ravel()
+        return owner
+    return np.concatenate([_owners(part, key) for part in term.parts])
 
 
 def _reaches_as_zero(coupling: Coupling, graph: gs.Graph, key: int) -> bool:
