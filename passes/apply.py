@@ -12,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from passes import rewrites
+from passes.annotated import rewritable
 from passes.candidates import Offer
 from passes.coupling import Coupling
 from passes.graph_io import to_graph, to_model
@@ -55,7 +56,7 @@ def rewrite(model: onnx.ModelProto, steps: Iterable[Step]) -> onnx.ModelProto:
     Raises:
         RewriteFailed: A step does not fit the model.
     """
-    graph = to_graph(model)
+    graph = rewritable(model)
     for step in steps:
         rewrites.get(step.rewrite).apply(graph, step)
     return to_model(graph, model)

@@ -180,6 +180,16 @@ def fresh_name(graph: gs.Graph, wanted: str) -> str:
     return name
 
 
+def fresh_node(graph: gs.Graph, wanted: str) -> str:
+    """`wanted`, or with a number behind it, such that no node of the graph has that name."""
+    taken = {node.name for node in graph.nodes}
+    name, count = wanted, 1
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
 def remove(graph: gs.Graph, node: gs.Node) -> None:
     """Take a node out of the graph; its tensors stay where others hold them."""
     position = next((index for index, other in enumerate(graph.nodes) if other is node), None)

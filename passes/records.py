@@ -260,8 +260,7 @@ class Evidence:
         source: Where they came from, in words.
         outputs: One record an output, in the model's order.
         metric: Name of the metric, None when there are no labels.
-        metric_before: Of the original, in 0..1.
-        metric_after: Of the result.
+        metric_before, metric_after: Of the original and of the result, in 0..1.
         metric_error: Standard error of their difference, from the samples on which only one of the two is right.
     """
 
@@ -327,8 +326,7 @@ class Outcome:
         model: The optimised model; None with `plan_only`.
         plan: What was decided.
         evidence: What was measured; None with `plan_only`.
-        before: Profile of the source.
-        after: Profile of the result; modelled figures only with `plan_only`.
+        before, after: Profiles of source and result; of the result modelled figures only with `plan_only`.
         groups: Every group that coupling found, frozen ones too.
         operators: Every operator.
         twins: Spectra of the operators that are one matrix, and their neighbours in the redundancy graph.

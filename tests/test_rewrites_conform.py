@@ -62,9 +62,11 @@ def lean() -> onnx.ModelProto:
 
 def wasteful() -> onnx.ModelProto:
     """Something for every rewrite, one enabling the other."""
+    idle = np.random.default_rng(6).normal(size=(5, 2)).astype(np.float32)
+    idle[3] = 0
     twin = np.random.default_rng(5).normal(size=(6, 3, 3, 3)).astype(np.float32)
     return build(
-        """wasteful (float[N,3,8,8] x) => (float[N,4] y, float[N,6,6,6] z) {
+        """wasteful (float[N,3,8,8] x) => (float[N,4] y, float[N,6,6,6] z, float[N,2] u) {
             scale = Constant <value_float = 2.0> ()
             two = Mul (scale, half)
             a = Conv (x, w1)
@@ -78,7 +80,9 @@ def wasteful() -> onnx.ModelProto:
             unused = Relu (c1)
             d = Add (a2, c)
             z = Identity (d)
-            e = GlobalAveragePool (d)
+            r = Relu (d)
+            r1 = Relu (r)
+            e = GlobalAveragePool (r1)
             f = Flatten (e)
             f1 = Dropout (f)
             width = Shape <start = 1> (f1)
@@ -86,8 +90,15 @@ def wasteful() -> onnx.ModelProto:
             f2 = Reshape (f1, both)
             g = MatMul (f2, wg)
             y = Mul (g, sg)
+            h = Conv (x, wh)
+            h1 = Sigmoid (h)
+            h2 = GlobalMaxPool (h1)
+            h3 = Flatten (h2)
+            u = Gemm (h3, wu)
         }""",
         {
+            "wh": (5, 3, 1, 1),
+            "wu": idle,
             "w1": twin,
             "w2": twin.copy(),
             "half": full(0.5),
@@ -112,16 +123,20 @@ def fixed_point(model: onnx.ModelProto, order: list[Rewrite]) -> onnx.ModelProto
 
 
 def test_the_exact_rewrites_are_discovered() -> None:
-    names = [rewrite.name for rewrite in rewrites.all()]
-    assert names == [
+    sure = [
         "collapse_linear",
         "drop_dead",
+        "drop_units",
         "fold_constants",
         "fold_sizes",
         "merge_duplicates",
         "share_weights",
     ]
+    assert [rewrite.name for rewrite in rewrites.all()] == [*sure, "shorten_chains"]
+    traded = ["compose_linear", "merge_parallel", "split_low_rank", "split_parallel"]
+    assert [rewrite.name for rewrite in rewrites.trades()] == traded
     assert rewrites.get("drop_dead") is next(rewrite for rewrite in rewrites.all() if rewrite.name == "drop_dead")
+    assert rewrites.get("compose_linear") is rewrites.trades()[0]
 
 
 def test_an_unknown_rewrite_is_named_with_the_known_ones() -> None:
@@ -223,8 +238,9 @@ def test_together_they_end_in_the_same_place_in_any_order() -> None:
         assert_same_function(model, result)
     # The twins become one: folding shows that they are equal.
     assert sorted(operators(results[0])) == [
-        "Add", "Conv", "Flatten", "GlobalAveragePool", "MatMul", "Reshape", "Sub"
-    ]  # fmt: skip
+        *("Add", "Conv", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "MatMul"),
+        *("Relu", "Reshape", "Sigmoid", "Sub"),
+    ]
 
 
 @pytest.mark.shared

@@ -112,3 +112,30 @@ def test_a_step_that_does_not_fit_fails() -> None:
     gone = Step(rewrite="share_weights", subject="w1", nodes=("w1", "w9"))
     with pytest.raises(RewriteFailed, match=r"^expected initializers w1, w9; some are missing; plan again$"):
         REWRITE.apply(graph, gone)
+
+
+def transposed(first: str, second: str, *, rank: int = 2, value: np.ndarray | None = None) -> onnx.ModelProto:
+    matrix = np.random.default_rng(3).normal(size=(4, 6)).astype(np.float32) if value is None else value
+    shape = ",".join(["2"] * (rank - 1) + ["4"])
+    text = f"g (float[{shape}] x) => (float[2,4] y) <float[2,6] r> {{ t = {first}\n r = Relu (t)\n y = {second} }}"
+    return build(text, {"w": matrix, "v": np.ascontiguousarray(matrix.T)})
+
+
+@pytest.mark.parametrize("second", ["Gemm (r, v)", "MatMul (r, v)", "Gemm <alpha = 0.5> (r, v)"])
+@pytest.mark.parametrize("first", ["Gemm (x, w)", "MatMul (x, w)"])
+def test_transposed_copies_are_shared(first: str, second: str) -> None:
+    model = transposed(first, second)
+    shared, count = apply_all(REWRITE, model)
+    assert len(shared.graph.initializer) == 1
+    assert count == 1
+    assert_same_function(model, shared)
+
+
+def test_what_cannot_read_a_transposed_copy_keeps_its_own() -> None:
+    text = "g (float[2,3,4] x) => (float[2,3,4] y) { t = MatMul (x, w)\n r = Relu (t)\n y = MatMul (r, v) }"
+    matrix = np.arange(24, dtype=np.float32).reshape(4, 6)
+    assert proposals(REWRITE, build(text, {"w": matrix, "v": np.ascontiguousarray(matrix.T)})) == ([], {})
+    nearly = np.ascontiguousarray(matrix.T)
+    nearly[0, 0] += 1
+    two = text.replace("[2,3,4]", "[3,4]")
+    assert proposals(REWRITE, build(two, {"w": matrix, "v": nearly})) == ([], {})

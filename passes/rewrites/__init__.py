@@ -1,6 +1,7 @@
 """Rewrites: one a file, found by looking into this folder.
 
-`all` gives the exact ones by name in alphabetical order, `get` one of them. The order means nothing: the plan orders.
+`all` gives the exact ones that cost nothing anywhere, `trades` those that a chip has to price, both by name; `get`
+gives one of either. The order means nothing: the plan orders.
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from types import MappingProxyType, ModuleType
+from typing import cast
 
 from passes.errors import RewriteFailed
-from passes.rewrites.base import Rewrite
+from passes.rewrites.base import Rewrite, Trade
 
-__all__ = ["Rewrite", "all", "get"]
+__all__ = ["Rewrite", "Trade", "all", "get", "trades"]
 
 
 def all() -> tuple[Rewrite, ...]:  # noqa: A001 - read as `rewrites.all()`
-    """Every exact rewrite."""
-    return tuple(_exact().values())
+    """Every exact rewrite that costs nothing on any chip; they may be applied without asking for a price."""
+    return tuple(rewrite for rewrite in _exact().values() if not getattr(rewrite, "trades", False))
 
 
-def get(name: str) -> Rewrite:
+def trades() -> tuple[Trade, ...]:
+    """Every exact rewrite that has to be priced, step by step."""
+    return tuple(cast("Trade", rewrite) for rewrite in _exact().values() if getattr(rewrite, "trades", False))
+
+
+def get(name: str) -> Rewrite | Trade:
     """The exact rewrite of that name.
 
     Raises:

@@ -5,7 +5,8 @@ A new rewrite is one file in this folder that ends in `REWRITE = ...`; `passes.r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Container, Iterator
 from typing import Protocol
 
 import onnx_graphsurgeon as gs
@@ -14,7 +15,7 @@ from passes.records import Refusal, Step
 
 
 class Rewrite(Protocol):
-    """An exact rewrite: fp32 outputs stay within 1e-5 relative."""
+    """An exact rewrite that costs nothing on any chip: fp32 outputs stay within 1e-5 relative."""
 
     @property
     def name(self) -> str:
@@ -29,3 +30,30 @@ class Rewrite(Protocol):
 
     def apply(self, graph: gs.Graph, step: Step) -> None:
         """Carry one step out; raises RewriteFailed when the graph does not look as the step expects."""
+
+
+class Trade(Protocol):
+    """An exact rewrite that pays on one chip and costs on another: carried out only where its price is known."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its ending."""
+
+    @property
+    def exact(self) -> bool:
+        """True."""
+
+    @property
+    def trades(self) -> bool:
+        """True."""
+
+    def propose(self, graph: gs.Graph, declined: Container[str] = frozenset()) -> Iterator[Step | Refusal]:
+        """As a rewrite, but for one place the best offer whose `key` was not declined: the next one may pay."""
+
+    def apply(self, graph: gs.Graph, step: Step) -> None:
+        """As a rewrite."""
+
+
+def key(step: Step) -> str:
+    """What makes two steps the same offer."""
+    return json.dumps([step.rewrite, step.subject, list(step.nodes), dict(step.arguments)], sort_keys=True)

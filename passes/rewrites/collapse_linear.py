@@ -14,7 +14,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.errors import RewriteFailed
-from passes.graphs import Surroundings, dims, fresh_name, given, is_standard, load, read, remove, set_input, type_name
+from passes.graphs import Surroundings, dims, fresh_name, given, is_standard, load, read, remove, set_input
+from passes.nodeforms import constant_reason, normalisation
 from passes.records import Array, Floats, Refusal, Step
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -102,7 +103,7 @@ def _examine(around: Surroundings, node: gs.Node) -> Affine | str | None:
         return reason
     channels = _channels(linear)
     normalises = node.op == "BatchNormalization"
-    affine = _normalisation(around, node) if normalises else _elementwise(around, node, slot, linear, channels)
+    affine = normalisation(around, node) if normalises else _elementwise(around, node, slot, linear, channels)
     if isinstance(affine, str):
         return affine
     scale, shift = affine
@@ -123,16 +124,6 @@ def _source_slot(node: gs.Node) -> int | None:
     return constants.index(False) if sum(constants) == 1 else None
 
 
-def _constant_reason(around: Surroundings, tensor: gs.Tensor, what: str) -> str | None:
-    if not isinstance(tensor, gs.Constant):
-        return f"{what} {tensor.name!r} is not a constant"
-    if tensor.name in around.inputs:
-        return f"{what} {tensor.name!r} is an input of the model, which a caller may override"
-    if type_name(tensor) != "float32":
-        return f"{what} {tensor.name!r} is {type_name(tensor)}, not float32"
-    return None
-
-
 def _weights_reason(around: Surroundings, linear: gs.Node) -> str | None:
     what = f"of {linear.op} {linear.name!r}"
     weight = given(linear, 1)
@@ -140,7 +131,7 @@ def _weights_reason(around: Surroundings, linear: gs.Node) -> str | None:
         return f"the weight {what} is missing"
     if linear.op == "MatMul" and isinstance(linear.inputs[0], gs.Constant):
         return f"the constant {what} is on the left"
-    reason = _constant_reason(around, weight, f"the weight {what}")
+    reason = constant_reason(around, weight, f"the weight {what}")
     if reason is not None:
         return reason
     if len(weight.shape) < 2:
@@ -148,7 +139,7 @@ def _weights_reason(around: Surroundings, linear: gs.Node) -> str | None:
     if linear.op == "Gemm" and around.opset < 7:
         return f"opset {around.opset} broadcasts the bias {what} by attribute"
     bias = None if linear.op == "MatMul" else given(linear, 2)
-    return None if bias is None else _constant_reason(around, bias, f"the bias {what}")
+    return None if bias is None else constant_reason(around, bias, f"the bias {what}")
 
 
 def _channels(linear: gs.Node) -> int:
@@ -160,27 +151,6 @@ def _channels(linear: gs.Node) -> int:
     return int(shape[0] if linear.attrs.get("transB", 0) else shape[-1])
 
 
-def _normalisation(around: Surroundings, node: gs.Node) -> tuple[Floats, Floats] | str:
-    """Scale and shift of a BatchNormalization: gamma / sqrt(var + eps), beta - mean scale."""
-    trains = node.attrs.get("training_mode", 0) or (around.opset < 7 and not node.attrs.get("is_test", 0))
-    if trains or sum(bool(tensor.name) for tensor in node.outputs) > 1:
-        return "it is in training mode"
-    if around.opset < 9 and not node.attrs.get("spatial", 1):
-        return "it normalises each position on its own (spatial = 0)"
-    for tensor in node.inputs[1:]:
-        reason = _constant_reason(around, tensor, "its parameter")
-        if reason is not None:
-            return reason
-    gamma, beta, mean, variance = (np.asarray(load(tensor), dtype=np.float64) for tensor in node.inputs[1:])
-    if gamma.ndim != 1 or {beta.shape, mean.shape, variance.shape} != {gamma.shape}:
-        return "its parameters are not vectors of one length"
-    radicand = variance + float(node.attrs.get("epsilon", 1e-5))
-    if not (radicand > 0).all():
-        return "its variance plus epsilon is not positive"
-    scale = gamma / np.sqrt(radicand)
-    return scale, beta - mean * scale
-
-
 def _elementwise(
     around: Surroundings, node: gs.Node, slot: int, linear: gs.Node, channels: int
 ) -> tuple[Floats, Floats] | str:
@@ -188,7 +158,7 @@ def _elementwise(
     if around.opset < 7:
         return f"opset {around.opset} broadcasts by attribute"
     operand = node.inputs[1 - slot]
-    reason = _constant_reason(around, operand, "its constant") or _axis_reason(node.inputs[slot], operand, linear)
+    reason = constant_reason(around, operand, "its constant") or _axis_reason(node.inputs[slot], operand, linear)
     if reason is not None:
         return reason
     value = np.asarray(load(operand), dtype=np.float64).reshape(-1)

@@ -6,20 +6,16 @@ model, the node before it takes over that name. Initializers that nobody reads a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 
-import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from passes.errors import RewriteFailed
-from passes.graphs import Dims, Surroundings, dims, dropout_reason, given, is_standard, read, redirect, remove
-from passes.records import Array, Json, Refusal, Step
+from passes.graphs import Surroundings, is_standard, read, redirect, remove
+from passes.noops import CHECKS
+from passes.records import Json, Refusal, Step
 
 PASS = "passes its input through"
-
-Check = Callable[[Surroundings, gs.Node], int | str | None]
 
 
 class DropDead:
@@ -130,115 +126,10 @@ def _obstacle(around: Surroundings, node: gs.Node, slot: int) -> str | None:
 
 def _passed_slot(around: Surroundings, node: gs.Node) -> int | str | None:
     """The input that the node passes through unchanged, a reason where it nearly does, None where it does not."""
-    check = _CHECKS.get(node.op) if is_standard(node) and node.inputs else None
+    check = CHECKS.get(node.op) if is_standard(node) and node.inputs else None
     if check is None or not node.outputs or not node.outputs[0].name:
         return None
     return check(around, node)
 
-
-def _identity(around: Surroundings, node: gs.Node) -> int | str | None:
-    return 0
-
-
-def _dropout(around: Surroundings, node: gs.Node) -> int | str | None:
-    return dropout_reason(around, node) or 0
-
-
-def _only_input(around: Surroundings, node: gs.Node) -> int | str | None:
-    return 0 if len(node.inputs) == 1 else None
-
-
-def _cast(around: Surroundings, node: gs.Node) -> int | str | None:
-    held = node.inputs[0].dtype
-    if held is None or "to" not in node.attrs:
-        return None
-    wanted = node.attrs["to"]
-    wanted = wanted if isinstance(wanted, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(wanted))
-    held = held if isinstance(held, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(held))
-    return 0 if held == wanted else None
-
-
-def _transpose(around: Surroundings, node: gs.Node) -> int | str | None:
-    perm, shape = node.attrs.get("perm"), dims(node.inputs[0])
-    if perm is None:
-        return 0 if shape is not None and len(shape) < 2 else None
-    return 0 if list(perm) == list(range(len(perm))) else None
-
-
-def _reshape(around: Surroundings, node: gs.Node) -> int | str | None:
-    target = node.attrs.get("shape") if around.opset < 5 else around.constant(given(node, 1))
-    shape = dims(node.inputs[0])
-    if target is None or shape is None or len(target) != len(shape):
-        return None
-    copies = not node.attrs.get("allowzero", 0)
-    open_axes = 0
-    for wanted, held in zip((int(size) for size in target), shape, strict=True):
-        if wanted == held or (wanted == 0 and copies):
-            continue
-        # One open axis is determined by the others, so it equals what it was.
-        if wanted != -1 or open_axes:
-            return None
-        open_axes += 1
-    return 0
-
-
-def _flatten(around: Surroundings, node: gs.Node) -> int | str | None:
-    shape = dims(node.inputs[0])
-    return 0 if shape is not None and len(shape) == 2 and node.attrs.get("axis", 1) in (1, -1) else None
-
-
-def _pad(around: Surroundings, node: gs.Node) -> int | str | None:
-    if around.opset < 11:
-        pads = node.attrs.get("pads", node.attrs.get("paddings"))
-        return 0 if pads is not None and not any(pads) else None
-    amounts = around.constant(given(node, 1))
-    return 0 if amounts is not None and not amounts.any() else None
-
-
-def _neutral(number: float, commutes: bool) -> Check:
-    """The check of an elementwise operator that a constant full of one number leaves without effect."""
-
-    def check(around: Surroundings, node: gs.Node) -> int | str | None:
-        if around.opset < 7 or len(node.inputs) != 2:
-            return None
-        for slot in (0, 1) if commutes else (0,):
-            value = around.constant(node.inputs[1 - slot])
-            if value is not None and value.size and bool((value == number).all()):
-                return _broadcast_obstacle(node, value, dims(node.inputs[slot])) or slot
-        return None
-
-    return check
-
-
-def _broadcast_obstacle(node: gs.Node, value: Array, shape: Dims | None) -> str | None:
-    """Why the constant, though neutral, might change the shape of what it meets."""
-    if value.ndim == 0:
-        return None
-    what = f"its constant is neutral, but of shape {list(value.shape)}"
-    if shape is None:
-        return f"{what}, and the shape it meets is not known"
-    if value.ndim > len(shape) or any(
-        size not in (1, held) for size, held in zip(value.shape[::-1], shape[::-1], strict=False)
-    ):
-        return f"{what}: it may enlarge the shape {list(shape)} by broadcasting"
-    return None
-
-
-_CHECKS: Mapping[str, Check] = MappingProxyType(
-    {
-        "Identity": _identity,
-        "Dropout": _dropout,
-        "Cast": _cast,
-        "Transpose": _transpose,
-        "Reshape": _reshape,
-        "Flatten": _flatten,
-        "Pad": _pad,
-        "Mul": _neutral(1.0, commutes=True),
-        "Div": _neutral(1.0, commutes=False),
-        "Add": _neutral(0.0, commutes=True),
-        "Sub": _neutral(0.0, commutes=False),
-        **dict.fromkeys(("Concat", "Sum", "Max", "Min", "Mean"), _only_input),
-    }
-)
 
 REWRITE = DropDead()
