@@ -89,7 +89,7 @@ class Pricer:
 
     def total(self, shape_of: ShapeOf) -> Cost | None:
         """Modelled cost of one run; None when an operator is unknown to the chip or a shape is."""
-        total = Cost(seconds=0.0, bytes_moved=0.0, macs=0)
+        total = Cost(seconds=self._backend.overhead_seconds, bytes_moved=0.0, macs=0)
         for cost in self._costs(shape_of):
             if cost is None:
                 return None
