@@ -1,4 +1,4 @@
-"""Huawei Ascend, compiled by ATC, whole graph sunk to the device: facts of 310, 310P3, 910 and 910B (A2).
+"""Huawei Ascend, compiled by ATC, whole graph sunk to the device: facts of the 310, 310B, 310P, 910A and 910B (A2).
 
 ATC runs float16 whatever the file says (its default precision mode), so a number is 2 bytes.
 """
@@ -118,6 +118,31 @@ _910 = replace(
     fast_bytes=Fact(value=32 * 2**20, source=f"{_INI} Ascend910A.ini: 32 MB of L2"),
 )
 
+_910_30 = replace(
+    _910,
+    name="ascend:910-30",
+    cores=Fact(value=30, source=f"{_LOGS}: kernels run on 30 cores; the 910B of before 2023"),
+    bandwidth=Fact(value=30 * 32e9, source=f"{_INI} Ascend910B.ini: 30 cores x 32 B x 1 GHz; the logs show 1 GHz"),
+)
+
+_310P1 = replace(
+    _310P3,
+    name="ascend:310p1",
+    cores=Fact(value=10, source=f"{_INI} Ascend310P1.ini: 10 cube cores"),
+    bandwidth=Fact(value=10 * 17 * 1.06e9 + 8 * 9e9, source=f"{_INI} Ascend310P1.ini: 10 x 17 B and 8 x 9 B a cycle"),
+    fast_bandwidth=Fact(value=10 * 114 * 1.06e9, source=f"{_INI} Ascend310P1.ini: L2 at 114 B a cycle a core"),
+)
+
+_310B1 = replace(
+    _310,
+    name="ascend:310b1",
+    cores=Fact(value=1, source=f"{_INI} Ascend310B1.ini: 1 cube core"),
+    core_macs_per_second=Fact(value=4096 * 1.224e9, source=f"{_INI} Ascend310B1.ini: 4096 MAC a cycle at 1224 MHz"),
+    core_adds_per_second=Fact(value=1.224e9 / _CYCLES_PER_ADD, source=f"{_INI} Ascend310B1.ini: 1224 MHz; {_ATT}: Add"),
+    fast_bandwidth=Fact(value=256 * 1.224e9, source=f"{_INI} Ascend310B1.ini: L2 at 256 B a cycle"),
+    fast_bytes=Fact(value=4 * 2**20, source=f"{_INI} Ascend310B1.ini: 4 MB of L2"),
+)
+
 _910B1 = replace(
     _310P3,
     name="ascend:910b1",
@@ -162,8 +187,12 @@ FAMILY = Family(
     default="310p3",
     variants={
         "310": _310,
+        "310b1": _310B1,
+        "310p1": _310P1,
         "310p3": _310P3,
         "910": _910,
+        "910-30": _910_30,
+        "910a": replace(_910, name="ascend:910a"),
         "910b": replace(_910B3, name="ascend:910b"),
         "910b1": _910B1,
         "910b2": replace(_910B1, name="ascend:910b2"),

@@ -1,4 +1,4 @@
-"""Kunlunxin XPUs under XTCL or Paddle-Lite: facts of K200, R200 and P800, float16.
+"""Kunlunxin XPUs under XTCL or Paddle-Lite: facts of K100, K200, R200, R300 and P800, float16.
 
 At batch 1 launches explain most of the time; tile rules are not public, so channel steps are a prior.
 """
@@ -71,4 +71,22 @@ _P800 = replace(
     fast_bytes=Fact(value=64 * 2**20, source="assumed: not public, as the R200", assumed=True),
 )
 
-FAMILY = Family(default="r200", variants={"r200": _R200, "k200": _K200, "p800": _P800})
+_K100 = replace(
+    _K200,
+    name="kunlunxin:k100",
+    cores=Fact(value=1, source="assumed: half of a K200, one unit", assumed=True),
+    core_macs_per_second=Fact(value=32e12 / 2, source="assumed: half of a K200: 32 TFLOP/s float16", assumed=True),
+    bandwidth=Fact(value=256e9, source="assumed: half of a K200: 256 GB/s", assumed=True),
+    fast_bandwidth=Fact(value=512e9, source="assumed: on-chip memory at twice the HBM", assumed=True),
+    fast_bytes=Fact(value=16 * 2**20, source="assumed: 16 MB, one unit of a K200", assumed=True),
+)
+
+_R300 = replace(
+    _R200,
+    name="kunlunxin:r300",
+    core_macs_per_second=Fact(
+        value=128e12 / 2 / 6, source="press: the R200's chip, 128 TFLOP/s float16; 6 units as there"
+    ),
+)
+
+FAMILY = Family(default="r200", variants={"k100": _K100, "k200": _K200, "r200": _R200, "r300": _R300, "p800": _P800})

@@ -207,4 +207,3 @@ class Family:
 
     default: str
     variants: Mapping[str, Backend]
-

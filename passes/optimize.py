@@ -7,28 +7,22 @@ Nothing imports this module; the heavy stages are imported when a run begins, so
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from passes import __version__, options, readable
-from passes.errors import OutputError, PassesError, ValidationFailed
+import backends
+from passes import __version__, cli_backends, options
+from passes.errors import OutputError
+from passes.exits import DONE, INVALID, console, guarded
 from passes.settings import Geometry, ImagePreparation, Settings
 
 if TYPE_CHECKING:
     from passes.records import Outcome
-
-DONE, USER_ERROR, INVALID, INTERRUPTED = 0, 1, 3, 130
-DEBUG_VARIABLE = "BLOCHFOLD_DEBUG"
-PIPED_WIDTH = 100
 
 _DEFAULT = Settings()
 _HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -63,6 +57,9 @@ class Presentation:
     explain: bool
     quiet: bool
     report: Path | None
+
+
+app.add_typer(cli_backends.app, name="backends")
 
 
 def _version(wanted: bool) -> None:
@@ -152,42 +149,7 @@ def optimize(
         )
         return _run(model, settings, Presentation(as_json=as_json, explain=explain, quiet=quiet, report=report))
 
-    raise typer.Exit(_guarded(work, announce=not as_json))
-
-
-def _guarded(work: Callable[[], int], *, announce: bool) -> int:
-    """Do the work and turn what a user can cause into one line and an exit code.
-
-    Args:
-        work: Returns an exit code.
-        announce: Whether a failed validation is the last line of the standard output, like every verdict.
-    """
-    started = time.perf_counter()
-    try:
-        return work()
-    except ValidationFailed as error:
-        _say(f"error: {error}")
-        if announce:
-            typer.echo(f"FAILED  nothing was written  [{time.perf_counter() - started:.1f} s]")
-        return INVALID
-    except PassesError as error:
-        _say(f"error: {error}")
-        return USER_ERROR
-    except MemoryError:
-        _say("error: out of memory; lower --samples, --eval-samples or --batch, or use a larger machine")
-        return USER_ERROR
-    except KeyboardInterrupt:
-        _say("interrupted: no file is left half written")
-        return INTERRUPTED
-
-
-def _say(line: str) -> None:
-    """A message on the standard error; the traceback before it for those who ask."""
-    if os.environ.get(DEBUG_VARIABLE) == "1":
-        traceback.print_exc()
-    # A message may quote names from a file, and a terminal obeys escapes.
-    for part in line.splitlines():
-        typer.echo(readable.harmless(part), err=True)
+    raise typer.Exit(guarded(work, announce=not as_json))
 
 
 def _run(model: Path, settings: Settings, show: Presentation) -> int:
@@ -226,28 +188,23 @@ def _run(model: Path, settings: Settings, show: Presentation) -> int:
 
 
 def _show(outcome: Outcome, settings: Settings, show: Presentation, written: dict[str, Path]) -> None:
-    from rich.console import Console
-
     from passes import report
 
     if show.as_json:
         typer.echo(report.to_json(outcome, settings), nl=False)
         return
     # A name that the terminal's encoding cannot say is escaped, it does not end the run.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    console = Console(width=PIPED_WIDTH if piped else None, highlight=False)
+    screen = console()
     if show.quiet:
-        report.print_verdict(outcome, settings, console)
+        report.print_verdict(outcome, settings, screen)
     else:
-        report.render(outcome, settings, console, explain=show.explain, written=written)
+        report.render(outcome, settings, screen, explain=show.explain, written=written)
 
 
 def _plan_path(model: Path, settings: Settings) -> Path:
     if settings.output is not None:
         return settings.output
-    return model.with_name(f"{model.stem}.{settings.target.replace(':', '-')}.plan.json")
+    return model.with_name(f"{model.stem}.{backends.label(settings.target)}.plan.json")
 
 
 def _report_path(outcome: Outcome) -> Path | None:

@@ -241,6 +241,7 @@ def battery() -> dict[str, Kernel]:
         "product": matmul(1024, 1000, 1000),
         "wide": vector("Relu", 1 << 12, positions=1 << 16),
         "dear": vector("Erf", 64),
+        "dear in fast memory": vector("Erf", 64, positions=1 << 10),
         "rows": vector("Softmax", 64, last_axis=50),
         "aligned rows": vector("Softmax", 64, last_axis=64),
         "cut": vector("Concat", 20, layout="stay"),
