@@ -26,6 +26,7 @@ class Matrix:
         n: Output channels of one product.
         kind: "conv", "depthwise" or "matmul": they meet different tile rules.
         constant_weights: Whether the right-hand side is a constant (weights) or an activation.
+        images: Samples of the batch that the rows belong to, of a convolution.
     """
 
     count: int
@@ -35,6 +36,7 @@ class Matrix:
     n: int
     kind: str
     constant_weights: bool = True
+    images: int = 1
 
     @property
     def macs(self) -> int:
@@ -89,11 +91,13 @@ class Kernel:
         layout: The layout question the head raises, by structure alone. "enter": a convolution reads a tensor in
             plain order; "leave": the head needs plain order and reads a blocked tensor; "stay": it works on
             blocks when its channels are whole blocks; "" when there is no question.
+        blocked: Whether the maps that it reads and writes are stored in blocks of channels, padded to whole ones.
     """
 
     head: Workload
     epilogue: tuple[Workload, ...] = ()
     layout: str = ""
+    blocked: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +125,14 @@ class Demand:
     """What one kernel asks of a chip, padding included, before rates are put to it.
 
     Attributes:
-        launch: "matrix", "vector", or "free" for a kernel that moves nothing.
+        launch: "matrix", "matmul", "vector", or "free" for a kernel that moves nothing.
         woken: Cores that a vector kernel wakes.
         macs: Multiply-accumulates without padding.
         padded_macs: With channels and rows filled up to whole tiles, on all cores.
         core_macs: Of the busiest core, idle rounds and alignment cliffs included.
         depthwise_macs: The same for depthwise work where the chip has a kernel of its own for it.
         adds: Vector work of all cores, in additions.
+        drained: Elements that leave the matrix unit.
         resident_bytes: Of activations, through the fast memory.
         streamed_bytes: Of activations, through the large memory.
         weight_bytes: Of constants, read once.
@@ -143,6 +148,7 @@ class Demand:
     core_macs: float = 0.0
     depthwise_macs: float = 0.0
     adds: float = 0.0
+    drained: float = 0.0
     resident_bytes: float = 0.0
     streamed_bytes: float = 0.0
     weight_bytes: float = 0.0

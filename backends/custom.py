@@ -33,7 +33,7 @@ WHOLE = frozenset(
 """Facts that count something."""
 
 _SETS = {"epilogues": KNOWN, "free": KNOWN, "block_bound": KNOWN}
-_TOP = ("name", "like", "channel_step", "residual", *_SETS, "facts", "vector", "without")
+_TOP = ("name", "like", "channel_step", "residual", "deals_images", *_SETS, "facts", "vector", "without")
 _FACT_KEYS = ("value", "source", "assumed")
 
 
@@ -76,8 +76,9 @@ def _build(content: Mapping[str, Any], stem: str, known: Callable[[str], Backend
     changes: dict[str, Any] = {"name": name.lower(), "family": family}
     if "channel_step" in content:
         changes["channel_step"] = _positive_whole(content["channel_step"], "channel_step")
-    if "residual" in content:
-        changes["residual"] = _typed(content, "residual", bool, False)
+    for field in ("residual", "deals_images"):
+        if field in content:
+            changes[field] = _typed(content, field, bool, False)
     for field, allowed in _SETS.items():
         if field in content:
             changes[field] = _operators(content[field], field, allowed)

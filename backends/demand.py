@@ -33,20 +33,21 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
             converted_resident_bytes=converted_resident,
             converted_streamed_bytes=converted_streamed,
         )
-    activation_bytes = element * _activation_elements(chip, members)
+    block = 1 if chip.stored_block is None or not kernel.blocked else int(chip.stored_block.value)
+    activation_bytes = element * _activation_elements(chip, members, block)
     resident = min(activation_bytes, chip.fast_bytes.value)
     padded, core, own = (0.0, 0.0, False) if head.matrix is None else _matrix_macs(chip, head.matrix)
-    adds = sum(_adds(chip, work) for work in members if not _folded(work, head))
-    if head.matrix is not None and chip.drain is not None:
-        adds += chip.drain.value * stored(chip, head.elements, head.channels_out)
+    idle = 1.0 if head.matrix is None else _idle(chip, head.matrix)
+    adds = idle * sum(_adds(chip, work, block) for work in members if not _folded(work, head))
     return Demand(
-        launch="vector" if head.matrix is None else "matrix",
+        launch=_launch(head),
         woken=_woken(chip, head) if head.matrix is None else 0,
         macs=sum(member.matrix.macs for member in members if member.matrix is not None),
         padded_macs=padded,
         core_macs=0.0 if own else core,
         depthwise_macs=core if own else 0.0,
         adds=adds,
+        drained=0.0 if head.matrix is None else idle * _stored(head.elements, head.channels_out, block),
         resident_bytes=resident,
         streamed_bytes=activation_bytes - resident,
         weight_bytes=element * sum(_weight_elements(chip, work) for work in members),
@@ -56,11 +57,24 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
     )
 
 
-def stored(chip: Backend, elements: int, channels: int) -> int:
+def _launch(head: Workload) -> str:
+    if head.matrix is None:
+        return "vector"
+    return "matmul" if head.matrix.kind == "matmul" else "matrix"
+
+
+def _idle(chip: Backend, matrix: Matrix) -> float:
+    """How much longer the busiest core works because whole images are dealt to the cores; 1 when none waits."""
+    cores = int(chip.cores.value)
+    # Few images are split further; from half as many as cores the tilings seen deal them whole.
+    if not chip.deals_images or matrix.kind == "matmul" or 2 * matrix.images < cores:
+        return 1.0
+    return _ceil(matrix.images, cores) * cores / matrix.images
+
+
+def _stored(elements: int, channels: int, block: int) -> int:
     """Elements in memory, with channels padded to whole blocks."""
-    if chip.stored_block is None or channels < 1:
-        return elements
-    return -(-elements * _pad(channels, int(chip.stored_block.value)) // channels)
+    return elements if block == 1 or channels < 1 else -(-elements * _pad(channels, block) // channels)
 
 
 def _products(chip: Backend, matrix: Matrix) -> tuple[int, int, float]:
@@ -95,7 +109,7 @@ def _matrix_macs(chip: Backend, matrix: Matrix) -> tuple[float, float, bool]:
     if not tiles:
         return 0.0, 0.0, False
     # Whole output tiles are dealt to the cores; the last round keeps idle cores waiting.
-    waves = _ceil(tiles, int(chip.cores.value))
+    waves = max(_ceil(tiles, int(chip.cores.value)), _idle(chip, matrix) * tiles / chip.cores.value)
     core = waves * tile_rows * depth * width / columns * _cliff(chip, matrix)
     own = chip.depthwise_macs_per_second is not None and matrix.kind == "depthwise" and matrix.count > 1
     return float(count * rows * tile_rows * depth * width), core, own
@@ -112,7 +126,7 @@ def _cliff(chip: Backend, matrix: Matrix) -> float:
     return 1.0
 
 
-def _adds(chip: Backend, work: Workload) -> float:
+def _adds(chip: Backend, work: Workload, block: int) -> float:
     if work.op_type in chip.free:
         return 0.0
     price = chip.vector.get(work.op_type, chip.vector_other).value
@@ -122,7 +136,7 @@ def _adds(chip: Backend, work: Workload) -> float:
     read = _ceil(work.activation_elements_in, max(1, len(work.inputs)))
     if work.op_type in GATHERS:
         read = 0
-    return price * max(stored(chip, work.elements, work.channels_out), stored(chip, read, work.channels_in))
+    return price * max(_stored(work.elements, work.channels_out, block), _stored(read, work.channels_in, block))
 
 
 def _woken(chip: Backend, head: Workload) -> int:
@@ -132,14 +146,14 @@ def _woken(chip: Backend, head: Workload) -> int:
     return int(min(chip.cores.value, _ceil(int(longest * chip.element_bytes.value), int(chip.core_grain.value))))
 
 
-def _activation_elements(chip: Backend, members: tuple[Workload, ...]) -> int:
+def _activation_elements(chip: Backend, members: tuple[Workload, ...], block: int) -> int:
     """What the kernel reads and writes in memory; what passes between its members stays inside."""
     head, last = members[0], members[-1]
-    read = _read(chip, head)
+    read = _read(chip, head, block)
     for before, member in pairwise(members):
         extra = max(0, member.activation_elements_in - before.elements)
-        read += stored(chip, extra, member.channels_in)
-    return read + stored(chip, last.elements, last.channels_out)
+        read += _stored(extra, member.channels_in, block)
+    return read + _stored(last.elements, last.channels_out, block)
 
 
 def _reads_plain(chip: Backend, work: Workload) -> bool:
@@ -147,12 +161,12 @@ def _reads_plain(chip: Backend, work: Workload) -> bool:
     return few and work.matrix is not None and work.matrix.kind != "matmul"
 
 
-def _read(chip: Backend, work: Workload) -> int:
+def _read(chip: Backend, work: Workload, block: int) -> int:
     # A gather or a slice touches what it takes, not what it takes it from.
     elements = work.activation_elements_in
     if work.op_type in GATHERS or work.op_type == "Slice":
         elements = min(elements, work.elements)
-    return stored(chip, elements, 0 if _reads_plain(chip, work) else work.channels_in)
+    return _stored(elements, 0 if _reads_plain(chip, work) else work.channels_in, block)
 
 
 def _weight_elements(chip: Backend, work: Workload) -> int:
@@ -169,8 +183,9 @@ def _conversions(chip: Backend, kernel: Kernel) -> tuple[int, tuple[float, ...]]
     head = kernel.head
     if not kernel.layout:
         return 0, ()
-    read = chip.element_bytes.value * stored(chip, head.activation_elements_in, head.channels_in)
-    written = chip.element_bytes.value * stored(chip, head.elements, head.channels_out)
+    block = 1 if chip.stored_block is None else int(chip.stored_block.value)
+    read = chip.element_bytes.value * _stored(head.activation_elements_in, head.channels_in, block)
+    written = chip.element_bytes.value * _stored(head.elements, head.channels_out, block)
     converted: tuple[float, ...] = ()
     if kernel.layout == "stay":
         off = chip.layout_block is not None and any(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from backends.base import Cost, Demand, Fact, Kernel, Workload
 from backends.demand import demand
@@ -28,6 +28,7 @@ class Backend:
         channel_step: Widths worth trying are its multiples.
         epilogues: Operator types that the runtime fuses behind a matrix kernel.
         residual: Whether a fused operator may read a second activation (a residual Add).
+        deals_images: Whether the samples of a batch are dealt to the cores whole (convolutions).
         free: Operator types that cost nothing unless they break the layout.
         block_bound: Operator types that leave the blocked layout when their channels are not whole blocks.
         element_bytes: Of an activation or weight in the precision the chip runs.
@@ -51,6 +52,7 @@ class Backend:
         serial: Share of the shorter two of matrix, vector and memory time that is not hidden behind the longest.
         drain: Vector work of moving one product's element out of the matrix unit, in additions.
         launch_matrix: Seconds to start a matrix kernel.
+        launch_matmul: The same of a matrix product, where it differs from a convolution's.
         launch_vector: Seconds to start any other kernel.
         launch_layout: Seconds to start a layout conversion.
         core_start: Seconds more for every core that a vector kernel wakes.
@@ -73,6 +75,7 @@ class Backend:
     channel_step: int
     epilogues: frozenset[str]
     residual: bool
+    deals_images: bool = False
     free: frozenset[str] = FREE
     block_bound: frozenset[str] = CHANNEL_CUTS
     element_bytes: Fact
@@ -94,6 +97,7 @@ class Backend:
     stored_block: Fact | None = None
     layout_block: Fact | None = None
     launch_matrix: Fact
+    launch_matmul: Fact | None = None
     launch_vector: Fact
     launch_layout: Fact
     serial: Fact | None = None
@@ -124,6 +128,7 @@ class Backend:
             "name": self.name,
             "channel_step": self.channel_step,
             "residual": self.residual,
+            "deals_images": self.deals_images,
             "epilogues": sorted(self.epilogues),
             "free": sorted(self.free),
             "block_bound": sorted(self.block_bound),
@@ -165,7 +170,7 @@ class Backend:
         return {
             "launch": self._launch(asked),
             "matrix": self._matrix(asked),
-            "vector": asked.adds / (self.cores.value * self.core_adds_per_second.value),
+            "vector": self._vector(asked),
             "memory": self._memory(asked),
             "layout": self._layout(asked),
         }
@@ -176,6 +181,8 @@ class Backend:
         return 0.0 if self.run_seconds is None else self.run_seconds.value
 
     def _launch(self, asked: Demand) -> float:
+        if asked.launch == "matmul":
+            return (self.launch_matmul or self.launch_matrix).value
         if asked.launch == "matrix":
             return self.launch_matrix.value
         if asked.launch == "free":
@@ -188,6 +195,10 @@ class Backend:
             seconds += asked.depthwise_macs / self.depthwise_macs_per_second.value
         return seconds / self.matrix_efficiency.value
 
+    def _vector(self, asked: Demand) -> float:
+        adds = asked.adds if self.drain is None else asked.adds + asked.drained * self.drain.value
+        return adds / (self.cores.value * self.core_adds_per_second.value)
+
     def _memory(self, asked: Demand) -> float:
         weights = asked.weight_bytes / (self.weight_bandwidth or self.bandwidth).value
         streamed = asked.streamed_bytes / self.bandwidth.value
@@ -199,6 +210,18 @@ class Backend:
         resident = asked.converted_resident_bytes / self.fast_bandwidth.value
         moved = resident + asked.converted_streamed_bytes / self.bandwidth.value
         return asked.conversions * self.launch_layout.value + moved / self.memory_efficiency.value
+
+
+def fitted(chip: Backend, source: str, values: Mapping[str, float]) -> Backend:
+    """The chip with these facts in place of its own.
+
+    Args:
+        chip: Any.
+        source: What the values were fitted on.
+        values: By name of the fact.
+    """
+    changes = {name: Fact(value=value, source=source) for name, value in values.items()}
+    return replace(chip, **changes)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

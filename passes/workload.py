@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends import Backend, Cost, Kernel, Matrix, Workload
+from backends import Backend, Cost, Demand, Kernel, Matrix, Workload
 from passes.structure import Structure, structures
 
 __all__ = ["Pricer", "Shape", "ShapeOf", "Structure", "price", "structures", "workload"]
@@ -77,7 +77,8 @@ class Pricer:
         kernels = backend.fuse([_skeleton(structure) for structure in structures])
         self._backend = backend
         self._kernels = tuple(
-            _Slot(members=tuple(named[w.name] for w in (k.head, *k.epilogue)), layout=k.layout) for k in kernels
+            _Slot(members=tuple(named[w.name] for w in (k.head, *k.epilogue)), layout=k.layout, blocked=k.blocked)
+            for k in kernels
         )
         self._tensors = tuple(
             tuple(dict.fromkeys(name for member in slot.members for name in member.tensors)) for slot in self._kernels
@@ -115,6 +116,13 @@ class Pricer:
             total = total + cost
         return total
 
+    def demands(self, shape_of: ShapeOf) -> tuple[Demand, ...] | None:
+        """What each kernel asks of the chip; None when one cannot be counted."""
+        built = [self._kernel(slot, shape_of) for slot in self._kernels]
+        asked = [None if kernel is None else self._backend.demand(kernel) for kernel in built]
+        known = tuple(one for one in asked if one is not None)
+        return known if len(known) == len(asked) else None
+
     def kernels(self, shape_of: ShapeOf) -> tuple[tuple[tuple[str, ...], Cost | None], ...]:
         """Names of each kernel's nodes beside its cost, for the report."""
         names = (tuple(member.name for member in slot.members) for slot in self._kernels)
@@ -131,11 +139,15 @@ class Pricer:
         return known[key]
 
     def _price(self, slot: _Slot, shape_of: ShapeOf) -> Cost | None:
+        kernel = self._kernel(slot, shape_of)
+        return None if kernel is None else self._backend.cost(kernel)
+
+    def _kernel(self, slot: _Slot, shape_of: ShapeOf) -> Kernel | None:
         built = [workload(member, shape_of) for member in slot.members]
         works = tuple(work for work in built if work is not None)
         if len(works) < len(built):
             return None
-        return self._backend.cost(Kernel(head=works[0], epilogue=works[1:], layout=slot.layout))
+        return Kernel(head=works[0], epilogue=works[1:], layout=slot.layout, blocked=slot.blocked)
 
 
 def price(structures: Sequence[Structure], shape_of: ShapeOf, backend: Backend) -> Cost | None:
@@ -147,6 +159,7 @@ def price(structures: Sequence[Structure], shape_of: ShapeOf, backend: Backend) 
 class _Slot:
     members: tuple[Structure, ...]
     layout: str
+    blocked: bool
 
 
 def _skeleton(structure: Structure) -> Workload:
@@ -190,6 +203,7 @@ def _conv(structure: Structure, read: Sequence[Shape], written: Sequence[Shape])
         n=w[0] // groups,
         kind="depthwise" if groups > 1 and w[1] == 1 else "conv",
         constant_weights=structure.operands[1] in structure.constants,
+        images=x[0],
     )
 
 
@@ -206,6 +220,7 @@ def _conv_transpose(structure: Structure, read: Sequence[Shape], written: Sequen
         n=w[1],
         kind="depthwise" if groups > 1 and w[1] == 1 and w[0] == groups else "conv",
         constant_weights=structure.operands[1] in structure.constants,
+        images=x[0],
     )
 
 
