@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 import backends
-from passes import __version__, cli_backends, options
+from passes import __version__, cli_backends, cli_predict, options
 from passes.errors import OutputError
 from passes.exits import DONE, INVALID, console, guarded
 from passes.settings import Geometry, ImagePreparation, Settings
@@ -57,9 +57,11 @@ class Presentation:
     explain: bool
     quiet: bool
     report: Path | None
+    emit_toolchain: bool = False
 
 
 app.add_typer(cli_backends.app, name="backends")
+cli_predict.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -89,6 +91,7 @@ def optimize(
     exact_only: options.ExactOnly = False,
     plan_only: options.PlanOnly = False,
     plan: options.SavedPlan = None,
+    emit_toolchain: options.EmitToolchain = False,
     max_drop: options.MaxDrop = None,
     max_error: options.MaxError = None,
     speedup: options.Speedup = None,
@@ -147,7 +150,11 @@ def optimize(
             seed=seed,
             threads=threads,
         )
-        return _run(model, settings, Presentation(as_json=as_json, explain=explain, quiet=quiet, report=report))
+        return _run(
+            model,
+            settings,
+            Presentation(as_json=as_json, explain=explain, quiet=quiet, report=report, emit_toolchain=emit_toolchain),
+        )
 
     raise typer.Exit(guarded(work, announce=not as_json))
 
@@ -180,6 +187,8 @@ def _run(model: Path, settings: Settings, show: Presentation) -> int:
             written[what] = path
         except OutputError as error:
             failure = error
+    if show.emit_toolchain and outcome.output is not None:
+        written |= _emit(Path(outcome.output), settings)
     # What a long run found is shown even when a file beside the model could not be written.
     _show(outcome, settings, show, written)
     if failure is not None:
@@ -199,6 +208,15 @@ def _show(outcome: Outcome, settings: Settings, show: Presentation, written: dic
         report.print_verdict(outcome, settings, screen)
     else:
         report.render(outcome, settings, screen, explain=show.explain, written=written)
+
+
+def _emit(result: Path, settings: Settings) -> dict[str, Path]:
+    """Write the files of the chip's toolchain beside the result."""
+    from passes import deploy, model_io, shapes
+
+    loaded = model_io.load(result)
+    sizes = shapes.input_shapes(loaded.proto, settings.batch)
+    return {f"toolchain {path.suffix[1:]}": path for path in deploy.emit(loaded, result, settings.target, sizes)}
 
 
 def _plan_path(model: Path, settings: Settings) -> Path:

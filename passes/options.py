@@ -70,6 +70,11 @@ ExactOnly = Annotated[bool, _option(_RESULT, "--exact-only", "Only rewrites that
 PlanOnly = Annotated[bool, _option(_RESULT, "--plan-only", "Decide, write the plan as JSON, cut nothing.")]
 SavedPlan = Annotated[Path | None, _option(_RESULT, "--plan", "Carry out a saved plan instead of making one.")]
 
+EmitToolchain = Annotated[
+    bool,
+    _option(_RESULT, "--emit-toolchain", "Also write what the chip's compiler needs, beside the result."),
+]
+
 MaxDrop = Annotated[
     float | None, _option(_BUDGET, "--max-drop", "Largest loss of accuracy: 0.01 is one point. Needs --labels.")
 ]
