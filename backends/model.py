@@ -59,6 +59,7 @@ class Backend:
         core_grain: Bytes of work that wake one core more.
         run_seconds: Of a whole run beside its kernels (host, input, output).
         matrix_efficiency: e_m.
+        matmul_efficiency: The same of matrix products where they differ from convolutions.
         memory_efficiency: e_b.
         bandwidth: Bytes per second of the large memory.
         weight_bandwidth: Of constants, where they stream at a rate of their own.
@@ -106,6 +107,7 @@ class Backend:
     core_grain: Fact | None = None
     run_seconds: Fact | None = None
     matrix_efficiency: Fact
+    matmul_efficiency: Fact | None = None
     memory_efficiency: Fact
     bandwidth: Fact
     weight_bandwidth: Fact | None = None
@@ -193,7 +195,8 @@ class Backend:
         seconds = asked.core_macs / self.core_macs_per_second.value
         if self.depthwise_macs_per_second is not None:
             seconds += asked.depthwise_macs / self.depthwise_macs_per_second.value
-        return seconds / self.matrix_efficiency.value
+        own = self.matmul_efficiency if asked.launch == "matmul" else None
+        return seconds / (own or self.matrix_efficiency).value
 
     def _vector(self, asked: Demand) -> float:
         adds = asked.adds if self.drain is None else asked.adds + asked.drained * self.drain.value

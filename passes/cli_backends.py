@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import backends
+from passes.errors import OutputError, SettingsError
 from passes.exits import DONE, console, guarded
 
 if TYPE_CHECKING:
@@ -39,6 +40,48 @@ def show(chip: _Chip, as_json: _AsJson = False) -> None:
     Example:  blochfold backends show ascend:310p3
     """
     raise typer.Exit(guarded(lambda: _show(backends.get(chip), as_json), announce=False))
+
+
+@app.command()
+def calibrate(
+    chip: Annotated[str, typer.Argument(metavar="CHIP", help="cpu: the only chip that can be measured here")] = "cpu",
+    seconds: Annotated[float, typer.Option("--seconds", help="Spent on each of about 70 small operators.")] = 0.35,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and report, keep nothing.")] = False,
+) -> None:
+    """Measure this machine with ONNX Runtime, fit the cpu's facts to it, and keep them for later runs.
+
+    Example:  blochfold backends calibrate cpu
+    """
+    if not seconds > 0:
+        raise typer.BadParameter(f"expected more than 0; got {seconds}", param_hint="--seconds")
+    raise typer.Exit(guarded(lambda: _calibrate(chip, seconds, keep=not dry_run), announce=False))
+
+
+def _calibrate(name: str, seconds: float, *, keep: bool) -> int:
+    from backends import cpu
+    from backends.calibration import store
+    from passes import terminal
+    from passes.calibrate import calibrate as measure
+
+    if backends.get(name).family != "cpu":
+        raise SettingsError(f"cannot calibrate {name}: only the cpu at hand can be measured; give cpu")
+    base = cpu.instructions()
+    found = measure(cpu.SHIPPED[base], terminal.watch(quiet=False), seconds)
+    screen = console()
+    for title, numbers in (("shipped facts", found.shipped), ("calibrated", found.summary)):
+        screen.print(
+            f"{title}: on {numbers['operators']:.0f} held-out operators Spearman {numbers['spearman']:.3f}, "
+            f"median error {numbers['median_error']:.1%}, 90th percentile {numbers['p90_error']:.1%}"
+        )
+    if not keep:
+        return DONE
+    try:
+        written = store.write(found.chip, base, found.summary)
+    except OSError as error:
+        raise OutputError(f"cannot keep the calibration in {store.path()}: {error}") from error
+    screen.print(f"kept: {written}", markup=False, soft_wrap=True)
+    screen.print(f"`--target cpu` means cpu:{cpu.HERE} from now on; delete the file to go back")
+    return DONE
 
 
 def _list(as_json: bool) -> int:

@@ -74,7 +74,8 @@ class Pricer:
         named = {structure.name: structure for structure in structures}
         if len(named) < len(structures):
             raise ValueError("expected nodes with unique names; name the nodes of the graph first")
-        kernels = backend.fuse([_skeleton(structure) for structure in structures])
+        skeletons = [_skeleton(structure) for structure in structures]
+        kernels = backend.fuse(skeletons)
         self._backend = backend
         self._kernels = tuple(
             _Slot(members=tuple(named[w.name] for w in (k.head, *k.epilogue)), layout=k.layout, blocked=k.blocked)
@@ -83,9 +84,15 @@ class Pricer:
         self._tensors = tuple(
             tuple(dict.fromkeys(name for member in slot.members for name in member.tensors)) for slot in self._kernels
         )
-        self._known: tuple[dict[tuple[Shape | None, ...], Cost | None], ...] = tuple({} for _ in self._kernels)
+        # Kernels that differ by names alone share what is known of their prices.
+        alike: dict[_Form, dict[tuple[Shape | None, ...], Cost | None]] = {}
+        self._known = tuple(
+            alike.setdefault(_form(slot, tensors), {})
+            for slot, tensors in zip(self._kernels, self._tensors, strict=True)
+        )
+        kinds = {skeleton.op_type: skeleton for skeleton in skeletons}
         self.unpriced: tuple[str, ...] = tuple(
-            sorted({s.op_type for s in structures if backend.cost(Kernel(head=_skeleton(s))) is None})
+            sorted(kind for kind, skeleton in kinds.items() if backend.cost(Kernel(head=skeleton)) is None)
         )
 
     def total(self, shape_of: ShapeOf) -> Cost | None:
@@ -160,6 +167,27 @@ class _Slot:
     members: tuple[Structure, ...]
     layout: str
     blocked: bool
+
+
+_Form = tuple[object, ...]
+
+
+def _form(slot: _Slot, tensors: Sequence[str]) -> _Form:
+    """Everything that the price depends on beside the shapes of the tensors, in their order."""
+    place = {name: index for index, name in enumerate(tensors)}
+    members = (
+        (
+            member.op_type,
+            tuple((place.get(name), name in member.constants) for name in member.operands),
+            tuple(map(place.get, member.outputs)),
+            member.element_bytes,
+            member.transpose_a,
+            member.transpose_b,
+            member.equation,
+        )
+        for member in slot.members
+    )
+    return (slot.layout, slot.blocked, *members)
 
 
 def _skeleton(structure: Structure) -> Workload:

@@ -20,19 +20,11 @@ Array = npt.NDArray[np.float64]
 
 RATES = (
     *("launch_matrix", "launch_matmul", "launch_vector", "launch_layout", "core_start", "run_seconds"),
-    *(
-        "matrix_efficiency",
-        "depthwise_macs_per_second",
-        "core_adds_per_second",
-        "drain",
-        "serial",
-        "memory_efficiency",
-        "bandwidth",
-    ),
-    *("fast_bandwidth", "weight_bandwidth"),
+    *("matrix_efficiency", "matmul_efficiency", "depthwise_macs_per_second", "core_adds_per_second", "drain", "serial"),
+    *("memory_efficiency", "bandwidth", "fast_bandwidth", "weight_bandwidth"),
 )
 """Facts that enter the price as a rate, and so can be fitted."""
-SHARES = frozenset({"serial", "matrix_efficiency", "memory_efficiency"})
+SHARES = frozenset({"serial", "matrix_efficiency", "matmul_efficiency", "memory_efficiency"})
 LAUNCHES = ("matrix", "matmul", "vector")
 OUTLIER = 0.15
 """Relative error from which an observation counts less than its square: the spread of good measurements."""
@@ -82,7 +74,8 @@ class Table:
         matrix = column["core_macs"] / self._core_rate
         if "depthwise_macs_per_second" in rates:
             matrix = matrix + column["depthwise_macs"] / rates["depthwise_macs_per_second"]
-        matrix = matrix / rates["matrix_efficiency"]
+        of_matmul = of("matmul_efficiency", rates["matrix_efficiency"])
+        matrix = matrix / np.where(self._is["matmul"] > 0, of_matmul, rates["matrix_efficiency"])
         adds = column["adds"] + column["drained"] * of("drain", 0.0)
         vector = adds / (self._cores * rates["core_adds_per_second"])
         streamed = column["streamed_bytes"] / rates["bandwidth"]
