@@ -121,6 +121,8 @@ def _fit(chip: Backend, trials: Sequence[Trial], measured: Sequence[float], held
         "fast_bandwidth": (rates["fast_bandwidth"], 2.0),
         "bandwidth": (rates["bandwidth"], 2.0),
         "serial": (0.3, 2.0),
+        "drain": (0.5, 3.0),
+        "weight_bandwidth": (40e9, 2.0),
     }
     return fit(chip, seen, free, SOURCE)
 
