@@ -82,7 +82,7 @@ _310P3 = Backend(
     fast_bytes=Fact(value=16 * 2**20, source=f"{_INI} Ascend310P3.ini: 16 MB of L2"),
     row_block=Fact(value=16, source="hicann/asc-devkit: FRACTAL_NZ pads the last axes to 16"),
     unaligned_row=Fact(
-        value=8.0, source=f"{_TABLE_310P3}: best of 1, 3, 8 and 35 (a training run's 50-wide rows) on the fitting part"
+        value=8.0, source=f"{_TABLE_310P3}: best of 1, 3 and 8 on the fitting part (a training run's 50-wide rows: 35)"
     ),
     vector=_VECTOR,
     vector_other=Fact(value=2.0, source="assumed: a light vector operator or a copy", assumed=True),
