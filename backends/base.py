@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+_MARKS = {"assumed": "assumed", "fitted": "fitted", "measured": "measured", "published": "published", "press": "press"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,7 @@ class Matrix:
         n: Output channels of one product.
         kind: "conv", "depthwise" or "matmul": they meet different tile rules.
         constant_weights: Whether the right-hand side is a constant (weights) or an activation.
+        images: Samples of the batch that the rows belong to, of a convolution.
     """
 
     count: int
@@ -32,6 +36,7 @@ class Matrix:
     n: int
     kind: str
     constant_weights: bool = True
+    images: int = 1
 
     @property
     def macs(self) -> int:
@@ -86,11 +91,13 @@ class Kernel:
         layout: The layout question the head raises, by structure alone. "enter": a convolution reads a tensor in
             plain order; "leave": the head needs plain order and reads a blocked tensor; "stay": it works on
             blocks when its channels are whole blocks; "" when there is no question.
+        blocked: Whether the maps that it reads and writes are stored in blocks of channels, padded to whole ones.
     """
 
     head: Workload
     epilogue: tuple[Workload, ...] = ()
     layout: str = ""
+    blocked: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +107,54 @@ class Fact:
     value: float
     source: str
     assumed: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.value) and self.value > 0):
+            raise ValueError(f"expected a finite number above 0, found {self.value!r} (source: {self.source})")
+        if not self.source.strip():
+            raise ValueError(f"expected a source for {self.value!r}: a document, a measurement, or 'assumed'")
+
+    @property
+    def mark(self) -> str:
+        """What the number rests on, in one word: assumed, fitted, measured, published, press, or stated."""
+        return "assumed" if self.assumed else _MARKS.get(self.source.split()[0].strip(":,;"), "stated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What one kernel asks of a chip, padding included, before rates are put to it.
+
+    Attributes:
+        launch: "matrix", "matmul", "vector", or "free" for a kernel that moves nothing.
+        woken: Cores that a vector kernel wakes.
+        macs: Multiply-accumulates without padding.
+        padded_macs: With channels and rows filled up to whole tiles, on all cores.
+        core_macs: Of the busiest core, idle rounds and alignment cliffs included.
+        depthwise_macs: The same for depthwise work where the chip has a kernel of its own for it.
+        adds: Vector work of all cores, in additions.
+        drained: Elements that leave the matrix unit.
+        resident_bytes: Of activations, through the fast memory.
+        streamed_bytes: Of activations, through the large memory.
+        weight_bytes: Of constants, read once.
+        conversions: Layout conversions that the kernel forces.
+        converted_resident_bytes: That they read and write in the fast memory.
+        converted_streamed_bytes: And in the large one.
+    """
+
+    launch: str
+    woken: int = 0
+    macs: int = 0
+    padded_macs: float = 0.0
+    core_macs: float = 0.0
+    depthwise_macs: float = 0.0
+    adds: float = 0.0
+    drained: float = 0.0
+    resident_bytes: float = 0.0
+    streamed_bytes: float = 0.0
+    weight_bytes: float = 0.0
+    conversions: int = 0
+    converted_resident_bytes: float = 0.0
+    converted_streamed_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,16 +166,19 @@ class Cost:
         bytes_moved: To and from the large memory.
         macs: Multiply-accumulates without padding.
         bound: What the time goes to: "matrix", "vector", "memory", "launch" or "layout"; "" for a sum.
+        padded_macs: Multiply-accumulates with padding; 0 where there are none.
     """
 
     seconds: float
     bytes_moved: float
     macs: int
     bound: str = ""
+    padded_macs: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             seconds=self.seconds + other.seconds,
             bytes_moved=self.bytes_moved + other.bytes_moved,
             macs=self.macs + other.macs,
+            padded_macs=self.padded_macs + other.padded_macs,
         )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backends.base import Fact
+from backends.calibration import store
 from backends.model import Backend, Family
 from backends.vocabulary import CHANNEL_CUTS, POOLS
 
@@ -121,4 +122,16 @@ def instructions(described: Path = Path("/proc/cpuinfo")) -> str:
     return "avx512" if "avx512f" in flags else "avx2"
 
 
-FAMILY = Family(default=instructions(), variants={"avx512": _AVX512, "avx2": _AVX2})
+SHIPPED: Mapping[str, Backend] = {"avx512": _AVX512, "avx2": _AVX2}
+HERE = "here"
+"""Variant of the machine at hand, after `blochfold backends calibrate cpu`."""
+
+
+def _family() -> Family:
+    calibrated = store.read(SHIPPED, f"cpu:{HERE}")
+    if calibrated is None:
+        return Family(default=instructions(), variants=SHIPPED)
+    return Family(default=HERE, variants={**SHIPPED, HERE: calibrated})
+
+
+FAMILY = _family()

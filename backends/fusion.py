@@ -68,7 +68,8 @@ def _lay_out(
             layout = "stay"
         elif reads_blocks and head.op_type not in KEEPS_BLOCKS:
             layout = "leave"
-        if head.op_type in CONVOLUTIONS or (reads_blocks and head.op_type in KEEPS_BLOCKS):
+        works_on_blocks = head.op_type in CONVOLUTIONS or (reads_blocks and head.op_type in KEEPS_BLOCKS)
+        if works_on_blocks:
             blocked.update(name for work in (head, *epilogue) for name in work.outputs)
-        kernels.append(Kernel(head=head, epilogue=epilogue, layout=layout))
+        kernels.append(Kernel(head=head, epilogue=epilogue, layout=layout, blocked=works_on_blocks))
     return tuple(kernels)

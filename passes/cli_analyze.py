@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from passes import options
-from passes.console import result_console
+from passes.exits import console
 from passes.settings import ImagePreparation, Landmarks
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _show(
     if as_json:
         typer.echo(found.to_json(), nl=False)
         return
-    console = result_console()
-    analysis_tables.show_analysis(found, console, everything=everything)
+    screen = console()
+    analysis_tables.show_analysis(found, screen, everything=everything)
     for name in written:
-        console.print(f"written  {name}", markup=False, soft_wrap=True)
+        screen.print(f"written  {name}", markup=False, soft_wrap=True)

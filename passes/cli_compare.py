@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from passes import options
-from passes.console import result_console
+from passes.exits import console
 
 HELP = (
     "Match the operators of two models by the distance of their spectra.\n\n"
@@ -48,7 +48,7 @@ def register(app: typer.Typer, guarded: Callable[..., int], codes: str) -> None:
             if as_json:
                 typer.echo(found.to_json(), nl=False)
             else:
-                analysis_tables.show_comparison(found, result_console(), everything=everything)
+                analysis_tables.show_comparison(found, console(), everything=everything)
             return 0
 
         raise typer.Exit(guarded(work, announce=False))

@@ -7,27 +7,22 @@ Nothing imports this module; the heavy stages are imported when a run begins, so
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from passes import __version__, cli_analyze, cli_compare, options, readable
-from passes.console import result_console
-from passes.errors import OutputError, PassesError, ValidationFailed
+import backends
+from passes import __version__, cli_analyze, cli_backends, cli_compare, cli_predict, options
+from passes.errors import OutputError
+from passes.exits import DONE, INVALID, console, guarded
 from passes.settings import Geometry, ImagePreparation, Landmarks, Settings
 
 if TYPE_CHECKING:
     from passes.records import Outcome
-
-DONE, USER_ERROR, INVALID, INTERRUPTED = 0, 1, 3, 130
-DEBUG_VARIABLE = "BLOCHFOLD_DEBUG"
 
 _DEFAULT = Settings()
 _HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -62,6 +57,11 @@ class Presentation:
     explain: bool
     quiet: bool
     report: Path | None
+    emit_toolchain: bool = False
+
+
+app.add_typer(cli_backends.app, name="backends")
+cli_predict.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -91,6 +91,7 @@ def optimize(
     exact_only: options.ExactOnly = False,
     plan_only: options.PlanOnly = False,
     plan: options.SavedPlan = None,
+    emit_toolchain: options.EmitToolchain = False,
     max_drop: options.MaxDrop = None,
     max_error: options.MaxError = None,
     speedup: options.Speedup = None,
@@ -155,44 +156,13 @@ def optimize(
             seed=seed,
             threads=threads,
         )
-        return _run(model, settings, Presentation(as_json=as_json, explain=explain, quiet=quiet, report=report))
+        return _run(
+            model,
+            settings,
+            Presentation(as_json=as_json, explain=explain, quiet=quiet, report=report, emit_toolchain=emit_toolchain),
+        )
 
-    raise typer.Exit(_guarded(work, announce=not as_json))
-
-
-def _guarded(work: Callable[[], int], *, announce: bool) -> int:
-    """Do the work and turn what a user can cause into one line and an exit code.
-
-    Args:
-        work: Returns an exit code.
-        announce: Whether a failed validation is the last line of the standard output, like every verdict.
-    """
-    started = time.perf_counter()
-    try:
-        return work()
-    except ValidationFailed as error:
-        _say(f"error: {error}")
-        if announce:
-            typer.echo(f"FAILED  nothing was written  [{time.perf_counter() - started:.1f} s]")
-        return INVALID
-    except PassesError as error:
-        _say(f"error: {error}")
-        return USER_ERROR
-    except MemoryError:
-        _say("error: out of memory; lower --samples, --eval-samples or --batch, or use a larger machine")
-        return USER_ERROR
-    except KeyboardInterrupt:
-        _say("interrupted: no file is left half written")
-        return INTERRUPTED
-
-
-def _say(line: str) -> None:
-    """A message on the standard error; the traceback before it for those who ask."""
-    if os.environ.get(DEBUG_VARIABLE) == "1":
-        traceback.print_exc()
-    # A message may quote names from a file, and a terminal obeys escapes.
-    for part in line.splitlines():
-        typer.echo(readable.harmless(part), err=True)
+    raise typer.Exit(guarded(work, announce=not as_json))
 
 
 def _run(model: Path, settings: Settings, show: Presentation) -> int:
@@ -223,6 +193,8 @@ def _run(model: Path, settings: Settings, show: Presentation) -> int:
             written[what] = path
         except OutputError as error:
             failure = error
+    if show.emit_toolchain and outcome.output is not None:
+        written |= _emit(Path(outcome.output), settings)
     # What a long run found is shown even when a file beside the model could not be written.
     _show(outcome, settings, show, written)
     if failure is not None:
@@ -236,17 +208,27 @@ def _show(outcome: Outcome, settings: Settings, show: Presentation, written: dic
     if show.as_json:
         typer.echo(report.to_json(outcome, settings), nl=False)
         return
-    console = result_console()
+    # A name that the terminal's encoding cannot say is escaped, it does not end the run.
+    screen = console()
     if show.quiet:
-        report.print_verdict(outcome, settings, console)
+        report.print_verdict(outcome, settings, screen)
     else:
-        report.render(outcome, settings, console, explain=show.explain, written=written)
+        report.render(outcome, settings, screen, explain=show.explain, written=written)
+
+
+def _emit(result: Path, settings: Settings) -> dict[str, Path]:
+    """Write the files of the chip's toolchain beside the result."""
+    from passes import deploy, model_io, shapes
+
+    loaded = model_io.load(result)
+    sizes = shapes.input_shapes(loaded.proto, settings.batch)
+    return {f"toolchain {path.suffix[1:]}": path for path in deploy.emit(loaded, result, settings.target, sizes)}
 
 
 def _plan_path(model: Path, settings: Settings) -> Path:
     if settings.output is not None:
         return settings.output
-    return model.with_name(f"{model.stem}.{settings.target.replace(':', '-')}.plan.json")
+    return model.with_name(f"{model.stem}.{backends.label(settings.target)}.plan.json")
 
 
 def _report_path(outcome: Outcome) -> Path | None:
@@ -261,8 +243,8 @@ def _check_place(what: str, path: Path, taken: Iterable[Path | None]) -> None:
         raise OutputError(f"cannot write the {what} to {path}: expected a file in a folder that exists")
 
 
-cli_analyze.register(app, _guarded, _CODES)
-cli_compare.register(app, _guarded, _CODES)
+cli_analyze.register(app, guarded, _CODES)
+cli_compare.register(app, guarded, _CODES)
 
 
 def main() -> None:

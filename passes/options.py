@@ -27,7 +27,7 @@ def known_target(target: str) -> str:
     """
     try:
         backends.get(target)
-    except backends.UnknownTarget as error:
+    except (backends.UnknownTarget, backends.InvalidChip) as error:
         raise typer.BadParameter(str(error)) from error
     return target
 
@@ -51,7 +51,10 @@ def _option(panel: str, names: str, text: str, callback: Callable[[str], str] | 
     return typer.Option(*names.split(), help=text, rich_help_panel=panel, callback=callback)
 
 
-_TARGET = f"Chip, as family or family:variant. Families: {', '.join(backends.names())}."
+_TARGET = (
+    f"Chip, as family or family:variant, or a chip file FILE.toml. Families: {', '.join(backends.names())}. "
+    "See `blochfold backends list`."
+)
 _INPUTS = (
     "Inputs: .npz, .npy, a test_data_set folder, a folder of images, or file.py:function. "
     "May be repeated. Without any, inputs are synthetic."
@@ -66,6 +69,11 @@ Output = Annotated[
 ExactOnly = Annotated[bool, _option(_RESULT, "--exact-only", "Only rewrites that keep the outputs (1e-5 relative).")]
 PlanOnly = Annotated[bool, _option(_RESULT, "--plan-only", "Decide, write the plan as JSON, cut nothing.")]
 SavedPlan = Annotated[Path | None, _option(_RESULT, "--plan", "Carry out a saved plan instead of making one.")]
+
+EmitToolchain = Annotated[
+    bool,
+    _option(_RESULT, "--emit-toolchain", "Also write what the chip's compiler needs, beside the result."),
+]
 
 MaxDrop = Annotated[
     float | None, _option(_BUDGET, "--max-drop", "Largest loss of accuracy: 0.01 is one point. Needs --labels.")

@@ -82,7 +82,8 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
     started = time.perf_counter()
     saved = _read_plan(settings.plan) if settings.plan is not None else None
     if saved is not None:
-        settings = replace(settings, geometry=saved.geometry, repair=saved.repair, seed=saved.seed, target=saved.target)  # type: ignore[arg-type]
+        target = backends.replayed(settings.target, saved.target)
+        settings = replace(settings, geometry=saved.geometry, repair=saved.repair, seed=saved.seed, target=target)  # type: ignore[arg-type]
     backend = _backend(settings.target)
     with watch.stage("load", None):
         loaded = model_io.load(source)
@@ -178,7 +179,7 @@ class _Decided:
 def _backend(target: str) -> Backend:
     try:
         return backends.get(target)
-    except backends.UnknownTarget as error:
+    except (backends.UnknownTarget, backends.InvalidChip) as error:
         raise SettingsError(str(error)) from error
 
 
@@ -329,7 +330,7 @@ def _first(given: Inputs, samples: int) -> Array:
 def _destination(loaded: model_io.Loaded, settings: Settings) -> Path | None:
     if settings.output is not None or loaded.path is None:
         return settings.output
-    return loaded.path.with_name(f"{loaded.path.stem}.{settings.target.replace(':', '-')}.onnx")
+    return loaded.path.with_name(f"{loaded.path.stem}.{backends.label(settings.target)}.onnx")
 
 
 def _read_plan(path: Path) -> Plan:

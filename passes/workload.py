@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends import Backend, Cost, Kernel, Matrix, Workload
+from backends import Backend, Cost, Demand, Kernel, Matrix, Workload
 from passes.structure import Structure, structures
 
 __all__ = ["Pricer", "Shape", "ShapeOf", "Structure", "price", "structures", "workload"]
@@ -74,22 +74,30 @@ class Pricer:
         named = {structure.name: structure for structure in structures}
         if len(named) < len(structures):
             raise ValueError("expected nodes with unique names; name the nodes of the graph first")
-        kernels = backend.fuse([_skeleton(structure) for structure in structures])
+        skeletons = [_skeleton(structure) for structure in structures]
+        kernels = backend.fuse(skeletons)
         self._backend = backend
         self._kernels = tuple(
-            _Slot(members=tuple(named[w.name] for w in (k.head, *k.epilogue)), layout=k.layout) for k in kernels
+            _Slot(members=tuple(named[w.name] for w in (k.head, *k.epilogue)), layout=k.layout, blocked=k.blocked)
+            for k in kernels
         )
         self._tensors = tuple(
             tuple(dict.fromkeys(name for member in slot.members for name in member.tensors)) for slot in self._kernels
         )
-        self._known: tuple[dict[tuple[Shape | None, ...], Cost | None], ...] = tuple({} for _ in self._kernels)
+        # Kernels that differ by names alone share what is known of their prices.
+        alike: dict[_Form, dict[tuple[Shape | None, ...], Cost | None]] = {}
+        self._known = tuple(
+            alike.setdefault(_form(slot, tensors), {})
+            for slot, tensors in zip(self._kernels, self._tensors, strict=True)
+        )
+        kinds = {skeleton.op_type: skeleton for skeleton in skeletons}
         self.unpriced: tuple[str, ...] = tuple(
-            sorted({s.op_type for s in structures if backend.cost(Kernel(head=_skeleton(s))) is None})
+            sorted(kind for kind, skeleton in kinds.items() if backend.cost(Kernel(head=skeleton)) is None)
         )
 
     def total(self, shape_of: ShapeOf) -> Cost | None:
         """Modelled cost of one run; None when an operator is unknown to the chip or a shape is."""
-        total = Cost(seconds=0.0, bytes_moved=0.0, macs=0)
+        total = Cost(seconds=self._backend.overhead_seconds, bytes_moved=0.0, macs=0)
         for cost in self._costs(shape_of):
             if cost is None:
                 return None
@@ -115,6 +123,13 @@ class Pricer:
             total = total + cost
         return total
 
+    def demands(self, shape_of: ShapeOf) -> tuple[Demand, ...] | None:
+        """What each kernel asks of the chip; None when one cannot be counted."""
+        built = [self._kernel(slot, shape_of) for slot in self._kernels]
+        asked = [None if kernel is None else self._backend.demand(kernel) for kernel in built]
+        known = tuple(one for one in asked if one is not None)
+        return known if len(known) == len(asked) else None
+
     def kernels(self, shape_of: ShapeOf) -> tuple[tuple[tuple[str, ...], Cost | None], ...]:
         """Names of each kernel's nodes beside its cost, for the report."""
         names = (tuple(member.name for member in slot.members) for slot in self._kernels)
@@ -131,11 +146,15 @@ class Pricer:
         return known[key]
 
     def _price(self, slot: _Slot, shape_of: ShapeOf) -> Cost | None:
+        kernel = self._kernel(slot, shape_of)
+        return None if kernel is None else self._backend.cost(kernel)
+
+    def _kernel(self, slot: _Slot, shape_of: ShapeOf) -> Kernel | None:
         built = [workload(member, shape_of) for member in slot.members]
         works = tuple(work for work in built if work is not None)
         if len(works) < len(built):
             return None
-        return self._backend.cost(Kernel(head=works[0], epilogue=works[1:], layout=slot.layout))
+        return Kernel(head=works[0], epilogue=works[1:], layout=slot.layout, blocked=slot.blocked)
 
 
 def price(structures: Sequence[Structure], shape_of: ShapeOf, backend: Backend) -> Cost | None:
@@ -147,6 +166,28 @@ def price(structures: Sequence[Structure], shape_of: ShapeOf, backend: Backend) 
 class _Slot:
     members: tuple[Structure, ...]
     layout: str
+    blocked: bool
+
+
+_Form = tuple[object, ...]
+
+
+def _form(slot: _Slot, tensors: Sequence[str]) -> _Form:
+    """Everything that the price depends on beside the shapes of the tensors, in their order."""
+    place = {name: index for index, name in enumerate(tensors)}
+    members = (
+        (
+            member.op_type,
+            tuple((place.get(name), name in member.constants) for name in member.operands),
+            tuple(map(place.get, member.outputs)),
+            member.element_bytes,
+            member.transpose_a,
+            member.transpose_b,
+            member.equation,
+        )
+        for member in slot.members
+    )
+    return (slot.layout, slot.blocked, *members)
 
 
 def _skeleton(structure: Structure) -> Workload:
@@ -190,6 +231,7 @@ def _conv(structure: Structure, read: Sequence[Shape], written: Sequence[Shape])
         n=w[0] // groups,
         kind="depthwise" if groups > 1 and w[1] == 1 else "conv",
         constant_weights=structure.operands[1] in structure.constants,
+        images=x[0],
     )
 
 
@@ -206,6 +248,7 @@ def _conv_transpose(structure: Structure, read: Sequence[Shape], written: Sequen
         n=w[1],
         kind="depthwise" if groups > 1 and w[1] == 1 and w[0] == groups else "conv",
         constant_weights=structure.operands[1] in structure.constants,
+        images=x[0],
     )
 
 

@@ -1,0 +1,136 @@
+"""Rates of a chip fitted to measured times.
+
+Demands with the seconds they took and a chip come in; the chip with some of its facts fitted goes out. The fit looks
+at relative errors, is robust to single outliers, and each fact is drawn to its prior value where the data are silent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+from backends.base import Demand
+from backends.model import Backend, fitted
+
+Array = npt.NDArray[np.float64]
+
+RATES = (
+    *("launch_matrix", "launch_matmul", "launch_vector", "launch_layout", "core_start", "run_seconds"),
+    *("matrix_efficiency", "matmul_efficiency", "depthwise_macs_per_second", "core_adds_per_second", "drain", "serial"),
+    *("memory_efficiency", "bandwidth", "fast_bandwidth", "weight_bandwidth"),
+)
+"""Facts that enter the price as a rate, and so can be fitted."""
+SHARES = frozenset({"serial", "matrix_efficiency", "matmul_efficiency", "memory_efficiency"})
+LAUNCHES = ("matrix", "matmul", "vector")
+OUTLIER = 0.15
+"""Relative error from which an observation counts less than its square: the spread of good measurements."""
+_COUNTS = tuple(field.name for field in fields(Demand) if field.name != "launch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What ran and how long it took: one kernel, or all kernels of a network.
+
+    Attributes:
+        name: For reports.
+        demands: Of its kernels.
+        seconds: Measured.
+        whole: Whether a run's overhead is in the seconds.
+        weight: How much it counts beside the others.
+    """
+
+    name: str
+    demands: tuple[Demand, ...]
+    seconds: float
+    whole: bool = True
+    weight: float = 1.0
+
+
+class Table:
+    """Observations as arrays, priced together under changing rates."""
+
+    def __init__(self, chip: Backend, observations: Sequence[Observation]) -> None:
+        rows = [(index, asked) for index, seen in enumerate(observations) for asked in seen.demands]
+        self._owner = np.array([index for index, _ in rows], dtype=np.intp)
+        self._count = len(observations)
+        self._columns = {name: np.array([getattr(asked, name) for _, asked in rows], float) for name in _COUNTS}
+        self._is = {kind: np.array([float(asked.launch == kind) for _, asked in rows]) for kind in LAUNCHES}
+        self._whole = np.array([float(seen.whole) for seen in observations])
+        self._cores = chip.cores.value
+        self._core_rate = chip.core_macs_per_second.value
+        self.weights: Array = np.array([seen.weight for seen in observations])
+        self.measured: Array = np.array([seen.seconds for seen in observations])
+
+    def seconds(self, rates: Mapping[str, float]) -> Array:
+        """Modelled seconds of every observation; a rate that is missing is one that the chip does not have."""
+        of, column = rates.get, self._columns
+        launch = self._is["matrix"] * rates["launch_matrix"]
+        launch = launch + self._is["matmul"] * of("launch_matmul", rates["launch_matrix"])
+        launch = launch + self._is["vector"] * (rates["launch_vector"] + column["woken"] * of("core_start", 0.0))
+        matrix = column["core_macs"] / self._core_rate
+        if "depthwise_macs_per_second" in rates:
+            matrix = matrix + column["depthwise_macs"] / rates["depthwise_macs_per_second"]
+        of_matmul = of("matmul_efficiency", rates["matrix_efficiency"])
+        matrix = matrix / np.where(self._is["matmul"] > 0, of_matmul, rates["matrix_efficiency"])
+        adds = column["adds"] + column["drained"] * of("drain", 0.0)
+        vector = adds / (self._cores * rates["core_adds_per_second"])
+        streamed = column["streamed_bytes"] / rates["bandwidth"]
+        weights = column["weight_bytes"] / of("weight_bandwidth", rates["bandwidth"])
+        memory = (column["resident_bytes"] / rates["fast_bandwidth"] + streamed + weights) / rates["memory_efficiency"]
+        converted = column["converted_resident_bytes"] / rates["fast_bandwidth"]
+        converted = (converted + column["converted_streamed_bytes"] / rates["bandwidth"]) / rates["memory_efficiency"]
+        layout = column["conversions"] * rates["launch_layout"] + converted
+        longest = np.maximum(np.maximum(matrix, vector), memory)
+        serial = of("serial", 0.0)
+        kernels = launch + longest + serial * (matrix + vector + memory - longest) + layout
+        total = np.asarray(np.bincount(self._owner, weights=kernels, minlength=self._count), np.float64)
+        return total + self._whole * of("run_seconds", 0.0)
+
+
+def rates_of(chip: Backend) -> dict[str, float]:
+    """The rates that the chip has, by name of the fact."""
+    facts = chip.facts()
+    return {name: facts[name].value for name in RATES if name in facts}
+
+
+def fit(
+    chip: Backend, observations: Sequence[Observation], free: Mapping[str, tuple[float, float]], source: str
+) -> Backend:
+    """The chip with its free rates fitted.
+
+    Args:
+        chip: Counts of its demands are used as they are.
+        observations: At least one.
+        free: Name of each fitted rate: its prior value and how many times larger or smaller (one standard deviation
+            of the prior, as a factor above 1) it may well be.
+        source: What the fitted facts rest on, for the report.
+
+    Raises:
+        ValueError: A name is no rate, or nothing was observed.
+    """
+    unknown = sorted(set(free) - set(RATES))
+    if unknown or not observations:
+        raise ValueError(f"expected observations and rates among {', '.join(RATES)}; found {unknown or 'nothing'}")
+    table, names = Table(chip, observations), tuple(free)
+    priors = np.log([free[name][0] for name in names])
+    widths = np.log([free[name][1] for name in names])
+    fixed = rates_of(chip)
+
+    def residuals(logs: Array) -> Array:
+        rates = fixed | dict(zip(names, np.exp(logs).tolist(), strict=True))
+        error = np.log(table.seconds(rates) / table.measured) / OUTLIER
+        # Soft absolute value: quadratic near zero, growing as the root of the error beyond an outlier's size.
+        robust = np.sign(error) * np.sqrt(2 * (np.sqrt(1 + error**2) - 1))
+        return np.concatenate([robust * np.sqrt(table.weights), (logs - priors) / widths])
+
+    # A share or an efficiency above one would be no share and no efficiency.
+    highest = np.array([0.0 if name in SHARES else np.inf for name in names])
+    bounds = (np.full(len(names), -np.inf), highest)
+    start = np.minimum(priors, highest - 1e-3)
+    solved = least_squares(residuals, start, bounds=bounds, method="trf", x_scale=np.maximum(widths, 0.1))
+    values = np.exp(solved.x).tolist()
+    return fitted(chip, source, {name: float(f"{value:.4g}") for name, value in zip(names, values, strict=True)})

@@ -1,0 +1,136 @@
+"""The fit prices as the backend does and finds rates again; a file of a machine comes back as written or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_backends_conform import battery
+
+import backends
+from backends import Backend, cpu
+from backends.calibration import store
+from backends.calibration.fit import RATES, Observation, Table, fit, rates_of
+from backends.model import fitted
+from passes import calibrate
+from passes.progress import Silent
+
+TARGETS = ("ascend:310p3", "ascend:910-30", "cpu:avx2", "cpu:avx512", "kunlunxin:r200", "mlu:370")
+
+
+def observed(chip: Backend, seconds: float = 1.0) -> list[Observation]:
+    asked = {name: chip.demand(kernel) for name, kernel in battery().items()}
+    return [
+        Observation(name=name, demands=(one,), seconds=seconds, whole=False)
+        for name, one in asked.items()
+        if one is not None
+    ]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_table_prices_as_the_backend_does(target: str) -> None:
+    chip = backends.get(target)
+    costs = [chip.cost(kernel) for kernel in battery().values()]
+    expected = [cost.seconds for cost in costs if cost is not None]
+    assert Table(chip, observed(chip)).seconds(rates_of(chip)) == pytest.approx(expected, rel=1e-12)
+    whole = Observation(name="all", demands=tuple(one.demands[0] for one in observed(chip)), seconds=1.0)
+    total = Table(chip, [whole]).seconds(rates_of(chip))
+    assert total == pytest.approx([sum(expected) + chip.overhead_seconds], rel=1e-12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(efficiency=st.floats(0.2, 0.9), launch=st.floats(1e-6, 1e-5), bandwidth=st.floats(1e11, 1e12))
+def test_rates_are_found_again(efficiency: float, launch: float, bandwidth: float) -> None:
+    true = {"matrix_efficiency": efficiency, "launch_vector": launch, "bandwidth": bandwidth}
+    chip = backends.get("ascend:310p3")
+    real = fitted(chip, "the truth", true)
+    seconds = Table(real, observed(real)).seconds(rates_of(real))
+    seen = [
+        Observation(name=one.name, demands=one.demands, seconds=float(s), whole=False)
+        for one, s in zip(observed(chip), seconds, strict=True)
+    ]
+    found = fit(chip, seen, {name: (rates_of(chip)[name], 10.0) for name in true}, "fitted in a test")
+    for name, value in true.items():
+        assert rates_of(found)[name] == pytest.approx(value, rel=0.03)
+        assert found.facts()[name].source == "fitted in a test"
+
+
+def test_one_outlier_does_not_move_the_fit_far() -> None:
+    chip = backends.get("ascend:310p3")
+    seconds = Table(chip, observed(chip)).seconds(rates_of(chip))
+    wrong = seconds.copy()
+    wrong[0] *= 30
+    seen = [
+        Observation(name=one.name, demands=one.demands, seconds=float(s), whole=False)
+        for one, s in zip(observed(chip), wrong, strict=True)
+    ]
+    found = fit(chip, seen, {"matrix_efficiency": (0.5, 3.0), "launch_vector": (2e-6, 3.0)}, "fitted in a test")
+    again = Table(chip, observed(chip)).seconds(rates_of(found))
+    assert float(np.median(np.abs(again / seconds - 1))) < 0.05
+
+
+def test_what_is_no_rate_is_refused() -> None:
+    chip = backends.get("cpu:avx2")
+    with pytest.raises(ValueError, match="expected observations and rates among"):
+        fit(chip, observed(chip), {"tile_in": (8, 2)}, "x")
+    with pytest.raises(ValueError, match="expected observations and rates among"):
+        fit(chip, [], {"bandwidth": (1e9, 2)}, "x")
+    assert set(rates_of(chip)) <= set(RATES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+def test_a_calibration_comes_back_as_it_was_written(folder: Path) -> None:
+    assert store.read(cpu.SHIPPED, "cpu:here") is None
+    chip = fitted(cpu.SHIPPED["avx2"], "measured on this machine", {"bandwidth": 3.5e10, "run_seconds": 5e-6})
+    written = store.write(chip, "avx2", {"median_error": 0.1})
+    assert written.parent == folder and [path.name for path in folder.iterdir()] == [written.name]
+    back = store.read(cpu.SHIPPED, "cpu:here")
+    assert back is not None and back.name == "cpu:here"
+    assert {n: f.value for n, f in back.facts().items()} == {n: f.value for n, f in chip.facts().items()}
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[]", '{"format": 0}', "no json"])
+def test_a_file_that_does_not_fit_is_no_calibration(folder: Path, damage: str) -> None:
+    store.write(cpu.SHIPPED["avx2"], "avx2", {})
+    store.path().write_text(damage, encoding="utf-8")
+    assert store.read(cpu.SHIPPED, "cpu:here") is None
+    store.write(cpu.SHIPPED["avx2"], "avx2", {})
+    content = json.loads(store.path().read_text(encoding="utf-8"))
+    content["facts"]["bandwidth"]["value"] = -1
+    store.path().write_text(json.dumps(content), encoding="utf-8")
+    assert store.read(cpu.SHIPPED, "cpu:here") is None
+    content["facts"] = {"no_such_fact": {"value": 1, "source": "x"}}
+    store.path().write_text(json.dumps(content), encoding="utf-8")
+    assert store.read(cpu.SHIPPED, "cpu:here") is None
+
+
+def test_calibration_finds_a_machine_that_follows_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = cpu.SHIPPED["avx2"]
+    truth = fitted(base, "the truth", {"core_macs_per_second": 5e10, "bandwidth": 3e10, "run_seconds": 8e-6})
+    by_model: dict[bytes, float] = {}
+    for trial in calibrate._trials():
+        (seen,) = calibrate._observations(truth, [trial], [1.0])
+        by_model[trial.model.SerializeToString()] = float(Table(truth, [seen]).seconds(rates_of(truth))[0])
+    monkeypatch.setattr(calibrate, "_measure", lambda model, seconds: by_model[model.SerializeToString()])
+    found = calibrate.calibrate(base, Silent(), 0.0)
+    assert found.summary["median_error"] < 0.05 < found.shipped["median_error"]
+    assert found.summary["spearman"] > 0.99
+    assert found.chip.facts()["bandwidth"].mark == "measured"
+
+
+def test_every_trial_runs_and_is_priced() -> None:
+    trials = list(calibrate._trials())
+    assert len({trial.name for trial in trials}) == len(trials)
+    for trial in trials[::9]:
+        assert calibrate._measure(trial.model, 0.0) > 0
+    for seen in calibrate._observations(cpu.SHIPPED["avx512"], trials, [1.0] * len(trials)):
+        assert seen.demands, seen.name
