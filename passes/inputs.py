@@ -263,3 +263,8 @@ def _parse_labels(path: Path) -> Array | dict[str, int]:
     if widths == {2}:
         return {name: int(label) for name, label in lines}
     return np.array([int(line[0]) for line in lines], dtype=np.int64)
+
+
+def first(given: Inputs, samples: int) -> Inputs:
+    """The first samples, all of them where there are fewer."""
+    return take(given, np.arange(min(samples, given.samples)))

@@ -10,9 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 
 import backends
 from backends import Backend
@@ -29,27 +27,21 @@ from passes import (
     plan,
     profile,
     redundancy,
-    runtime,
     search,
     spectra,
-    statistics,
     synthetic,
-    targets,
-    views,
+    workbench,
 )
 from passes.errors import PlanError, SettingsError, ValidationFailed
 from passes.graph_io import to_graph
 from passes.memory import affordable
 from passes.progress import Progress, Silent
-from passes.records import Array, Group, Outcome, Plan, Refusal, SearchPoint
+from passes.records import Group, Outcome, Plan, Refusal, SearchPoint
 from passes.samples import Inputs
 from passes.settings import Settings
 from passes.validate import Judge
 from passes.verdict import EXACT_ERROR
 from passes.workload import Pricer, structures
-
-RUN_SAMPLES = 32
-"""Samples of one run inside the optimiser, where the model takes any number."""
 
 PROBE_SAMPLES = 64
 """Held-out samples on which sensitivities are measured."""
@@ -100,7 +92,7 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         # Carried out once more in one go, as a replay does: both give the same bytes.
         simple = replace(simple, model=apply.rewrite(original, simple.steps))
     notes = [*loaded.notes, *given.all.notes]
-    judge = Judge(original, given.evaluation, threads=settings.threads, batch=RUN_SAMPLES)
+    judge = Judge(original, given.evaluation, threads=settings.threads, batch=workbench.RUN_SAMPLES)
     evidence = judge.evidence(simple.model)
     if evidence.worst > EXACT_ERROR:
         notes.append(f"the exact rewrites moved the outputs by {evidence.worst:.1e} on this machine and were left out")
@@ -188,7 +180,7 @@ def _inputs(settings: Settings, model: onnx.ModelProto) -> _Given:
         given = inputs.load(settings, model)
         judged = replace(settings, data=settings.eval_data, labels=settings.eval_labels, eval_data=(), eval_labels=None)
         evaluation = inputs.load(judged, model)
-        evaluation = inputs.take(evaluation, _first(evaluation, settings.eval_samples))
+        evaluation = inputs.first(evaluation, settings.eval_samples)
         calibration = inputs.apart(given, evaluation, samples=settings.samples, seed=settings.seed)
         return _Given(all=given, calibration=calibration, evaluation=evaluation)
     if settings.data:
@@ -230,7 +222,7 @@ def _cut(
     if settings.exact_only or not found:
         return nothing() if found else nothing("no group of this model can be cut: see --explain")
     with watch.stage("statistics", None):
-        bench = _measure(simple.model, graph, coupled, found, given, settings, watch)
+        bench = workbench.measure(simple.model, graph, coupled, found, given.calibration, settings, watch)
     if saved is not None:
         model = apply.shrink(bench, saved.shrinks)
         if saved.repair:
@@ -241,8 +233,8 @@ def _cut(
         return _Decided(found=replayed, groups=coupled.groups, refusals=refusals, points=(), notes=())
     pricer = Pricer(structures(graph), backend)
     market = plan.Market(coupled, pricer, [candidate.group.name for candidate in found])
-    few = inputs.take(given.evaluation, _first(given.evaluation, PROBE_SAMPLES))
-    probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=RUN_SAMPLES)
+    few = inputs.first(given.evaluation, PROBE_SAMPLES)
+    probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=workbench.RUN_SAMPLES)
     with watch.stage("sensitivity", len(bench.offers)) as tick:
         sensitivity = search.sensitivities(bench, probe, backend.channel_step, tick)
     way = plan.walk(bench.offers, sensitivity, market, backend.channel_step, plan.WORTH)
@@ -257,74 +249,6 @@ def _cut(
     if pricer.unpriced:
         notes.append(f"{backend.name} has no price for {', '.join(pricer.unpriced)}: whole times are unknown")
     return _Decided(found=result, groups=coupled.groups, refusals=refusals, points=points, notes=tuple(notes))
-
-
-def _measure(
-    model: onnx.ModelProto,
-    graph: gs.Graph,
-    coupled: coupling.Coupling,
-    found: tuple[candidates.Candidate, ...],
-    given: _Given,
-    settings: Settings,
-    watch: Progress,
-) -> apply.Bench:
-    scales = candidates.scales(found)
-    moments, variance = statistics.collect(
-        model,
-        candidates.taps(found),
-        dict(scales.values()),
-        given.calibration.feeds,
-        batch=RUN_SAMPLES,
-        threads=settings.threads,
-    )
-    by_consumer = {name: variance[tensor] for name, (tensor, _) in scales.items()}
-    offers = tuple(
-        parallel.spread(
-            lambda c: candidates.offer(
-                c,
-                graph,
-                coupled,
-                moments,
-                by_consumer,
-                geometry=settings.geometry,
-                seed=settings.seed,
-                rank=settings.kernel_rank,
-                tolerance=settings.kernel_tolerance,
-                landmarks=settings.landmarks,
-            ),
-            found,
-            threads=settings.threads,
-        )
-    )
-    chosen = _first(given.calibration, affordable(model, given.calibration.samples))
-    batches = runtime.runs(model, inputs.take(given.calibration, chosen), RUN_SAMPLES)
-    recorded = targets.Recorded(targets={}, views={})
-    if settings.repair:
-        with watch.stage("targets", None) as tick:
-            recorded = targets.record(
-                model,
-                graph,
-                coupled,
-                batches,
-                consumers={reader.linear.node for candidate in found for reader in candidate.readers},
-                threads=settings.threads,
-                seed=settings.seed,
-                progress=tick,
-            )
-    return apply.Bench(
-        model=model,
-        graph=graph,
-        coupling=coupled,
-        offers=views.foresee(offers, recorded.views, coupled, threads=settings.threads),
-        moments=moments,
-        batches=batches,
-        recorded=recorded,
-        threads=settings.threads,
-    )
-
-
-def _first(given: Inputs, samples: int) -> Array:
-    return np.arange(min(samples, given.samples))
 
 
 def _destination(loaded: model_io.Loaded, settings: Settings) -> Path | None:

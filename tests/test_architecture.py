@@ -30,7 +30,7 @@ GRAPH_KEEPERS = {
     *(f"passes.{stage}" for stage in ("regions", "nodeforms", "sizes", "siblings", "noops", "twin_units")),
     *(f"passes.{stage}" for stage in ("view", "signatures", "tracing", "coupling", "candidates", "targets")),
     # Where a private copy is edited or handed on.
-    *(f"passes.{stage}" for stage in ("apply", "pipeline", "appraisal", "annotated", "exact")),
+    *(f"passes.{stage}" for stage in ("apply", "workbench", "appraisal", "annotated", "exact")),
     *(module for module in FILES if module.startswith("passes.rewrites")),
 }
 HEAVY = ("onnxruntime", "onnx", "onnx_graphsurgeon", "scipy", "networkx", "typer", "rich", "PIL")
