@@ -1,43 +1,22 @@
-"""`python -m passes.groups model.onnx`: which units of a model must shrink together, as a table.
+"""Which units of a model must shrink together: a file in, its coupling and a table of it out.
 
-A model file goes in; every group with its operators, and for frozen ones the reason, go to the terminal. Nothing is
-optimised and nothing is written. The exact rewrites are applied first, in memory, unless --as-it-is says not to.
+Nothing is optimised and nothing is written. The exact rewrites are applied first, in memory, unless asked not to.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
 from passes import model_io, rewrites
 from passes.coupling import Coupling, couple
-from passes.errors import PassesError
 from passes.records import Step
 
 MOST_NAMES = 3
 """Operators that a cell names; the rest are counted."""
-
-
-def main() -> None:
-    """Entry point."""
-    typer.run(show)
-
-
-def show(
-    model: Annotated[Path, typer.Argument(help="The .onnx file.")],
-    as_it_is: Annotated[bool, typer.Option("--as-it-is", help="Leave out the exact rewrites.")] = False,
-) -> None:
-    """Print the groups of units that must shrink together."""
-    try:
-        coupling = groups_of(model, settle=not as_it_is)
-    except PassesError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False)
-        raise typer.Exit(2) from error
-    Console().print(table(coupling))
 
 
 def groups_of(source: Path, *, settle: bool) -> Coupling:
@@ -57,6 +36,11 @@ def groups_of(source: Path, *, settle: bool) -> Coupling:
     return couple(graph, model, 1)
 
 
+def to_json(coupling: Coupling) -> str:
+    """The groups in the graph's order, one object each."""
+    return json.dumps([asdict(group) for group in coupling.groups], indent=2, sort_keys=True) + "\n"
+
+
 def table(coupling: Coupling) -> Table:
     """The groups in the graph's order."""
     free = sum(group.frozen is None for group in coupling.groups)
@@ -72,7 +56,3 @@ def table(coupling: Coupling) -> Table:
 def _some(names: tuple[str, ...]) -> str:
     shown = ", ".join(names[:MOST_NAMES])
     return f"{shown} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else shown
-
-
-if __name__ == "__main__":
-    main()

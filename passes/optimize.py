@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 import backends
-from passes import __version__, cli_analyze, cli_backends, cli_compare, cli_predict, options
+from passes import __version__, cli_analyze, cli_backends, cli_compare, cli_groups, cli_predict, options
 from passes.errors import OutputError
 from passes.exits import DONE, INVALID, console, guarded
 from passes.settings import Geometry, ImagePreparation, Landmarks, Settings
@@ -245,6 +245,7 @@ def _check_place(what: str, path: Path, taken: Iterable[Path | None]) -> None:
 
 cli_analyze.register(app, guarded, _CODES)
 cli_compare.register(app, guarded, _CODES)
+cli_groups.register(app, guarded, _CODES)
 
 
 def main() -> None:
