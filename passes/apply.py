@@ -19,6 +19,7 @@ from passes.graph_io import to_graph, to_model
 from passes.linear import takes_means
 from passes.records import Array, Shrink, Step
 from passes.repair import repair
+from passes.rewrites.base import resizes
 from passes.rewrites.shrink_group import REWRITE, assigned_fold, nystrom_fold
 from passes.statistics import Moments
 from passes.targets import Recorded
@@ -58,7 +59,11 @@ def rewrite(model: onnx.ModelProto, steps: Iterable[Step]) -> onnx.ModelProto:
     """
     graph = rewritable(model)
     for step in steps:
-        rewrites.get(step.rewrite).apply(graph, step)
+        chosen = rewrites.get(step.rewrite)
+        chosen.apply(graph, step)
+        if resizes(chosen):
+            model = to_model(graph, model)
+            graph = rewritable(model)
     return to_model(graph, model)
 
 

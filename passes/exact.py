@@ -18,7 +18,7 @@ from passes.annotated import annotate, symbolic_shapes
 from passes.appraisal import Appraiser, Price
 from passes.graph_io import to_graph, to_model
 from passes.records import Refusal, Step
-from passes.rewrites.base import Rewrite, Trade, key
+from passes.rewrites.base import Rewrite, Trade, key, resizes
 
 ROUNDS = 200
 """Every round shortens the graph, lowers its price or declines an offer; real models are done in twenty."""
@@ -53,21 +53,25 @@ def simplify(model: onnx.ModelProto, backend: Backend, batch: int) -> Simplified
         # What was declined in other surroundings is offered once more: a second run must find nothing.
         changed = False
         run.forget()
+    run.keep()
     return Simplified(model=run.model, steps=tuple(run.done), refusals=tuple(sorted(run.refusals)))
 
 
 class _Run:
     """The graph as it stands, what was done to it, and what was declined since the last look with fresh eyes."""
 
+    _graph: gs.Graph
+
     def __init__(self, model: onnx.ModelProto, backend: Backend, batch: int) -> None:
         self.model = model
         self.done: list[Step] = []
+        # Steps on the graph that `model` does not hold yet: an export costs as much as twenty steps.
+        self._since: list[Step] = []
         self._refused: dict[str, set[Refusal]] = {}
         # When a rewrite last had nothing to offer, in steps done: an unchanged graph is not looked at twice.
         self._settled: dict[str, int] = {}
-        self._appraiser = Appraiser(model, backend, batch)
-        self._shapes = symbolic_shapes(model)
-        self._graph = self._again()
+        self._backend, self._batch = backend, batch
+        self._look()
         self._price = self._appraiser.price(self._graph)
         self._declined: set[str] = set()
         self._losses: set[Refusal] = set()
@@ -76,6 +80,12 @@ class _Run:
     def refusals(self) -> set[Refusal]:
         """What each rewrite refused when it last looked, and what did not pay."""
         return self._losses.union(*self._refused.values())
+
+    def keep(self) -> None:
+        """Export what was done."""
+        if self._since:
+            self.model = to_model(self._graph, self.model)
+            self._since.clear()
 
     def forget(self) -> None:
         """Offer once more what was declined."""
@@ -106,6 +116,9 @@ class _Run:
         """All steps at once, each with its share of the gain; halves where that costs time."""
         if not steps:
             return
+        if resizes(rewrite):
+            self._resize(rewrite, steps[0])
+            return
         for step in steps:
             rewrite.apply(self._graph, step)
         now = self._appraiser.price(self._graph)
@@ -123,10 +136,34 @@ class _Run:
         share = (self._price.seconds - now.seconds) / len(steps) if comparable else None
         self._accept([replace(step, seconds_saved=share) for step in steps], now)
 
+    def _resize(self, rewrite: Rewrite, step: Step) -> None:
+        """A step behind which every size is found anew."""
+        self.keep()
+        before, price = self.model, self._price
+        rewrite.apply(self._graph, step)
+        self.model = to_model(self._graph, before)
+        self._look()
+        now = self._appraiser.price(self._graph)
+        if now.unpriced == price.unpriced and now.seconds > price.seconds * (1 + TIE):
+            self._decline(step, _dearer(now.seconds - price.seconds))
+            self.model = before
+            self._look()
+            return
+        saved = price.seconds - now.seconds if now.unpriced == price.unpriced else None
+        self.done.append(replace(step, seconds_saved=saved))
+        self._price = now
+
+    def _look(self) -> None:
+        """Sizes and graph of the model as it is."""
+        self._appraiser = Appraiser(self.model, self._backend, self._batch)
+        self._shapes = symbolic_shapes(self.model)
+        self._graph = self._again()
+
     def _trade(self, trade: Trade, steps: Sequence[Step]) -> None:
         """Each step priced alone; what does not pay is left out."""
         if not steps:
             return
+        self.keep()
         price, paying = self._price, []
         for step in steps:
             trade.apply(self._graph, step)
@@ -158,11 +195,13 @@ class _Run:
         """The graph as it was before the steps that were not accepted."""
         graph = to_graph(self.model)
         annotate(graph, self._shapes)
+        for step in self._since:
+            rewrites.get(step.rewrite).apply(graph, step)
         return graph
 
     def _accept(self, steps: Sequence[Step], price: Price) -> None:
         self.done.extend(steps)
-        self.model = to_model(self._graph, self.model)
+        self._since.extend(steps)
         self._price = price
         written = (tensor for node in self._graph.nodes for tensor in node.outputs)
         self._shapes.update({t.name: tuple(t.shape) for t in written if t.shape and t.name not in self._shapes})

@@ -7,7 +7,6 @@ stand between that keep no multiples, only equal units are twins.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -101,7 +100,7 @@ def twins_of(graph: gs.Graph, coupling: Coupling, group: Group) -> list[Twin]:
 
 
 def _candidates(rows: Floats) -> list[tuple[int, int]]:
-    """Pairs, the lower index first, whose directions agree on one projection."""
+    """Pairs, the lower index first, whose directions nearly agree; looked for in the order of one projection."""
     sizes = np.abs(rows).max(axis=1, initial=0.0)
     live = np.flatnonzero(sizes > 0)
     if len(live) < 2:
@@ -111,12 +110,17 @@ def _candidates(rows: Floats) -> list[tuple[int, int]]:
     order = np.argsort(places, kind="stable")
     reach = NEARLY * float(np.linalg.norm(probe))
     pairs: list[tuple[int, int]] = []
-    for first, second in pairwise(order.tolist()):
-        if places[second] - places[first] <= reach:
-            low, high = sorted((int(live[first]), int(live[second])))
-            a, b = rows[low] / sizes[low], rows[high] / sizes[high]
-            if np.abs(a - b).max() <= NEARLY:
-                pairs.append((low, high))
+    alike: list[int] = []
+    start = 0.0
+    for place in [*order.tolist(), None]:
+        unit = None if place is None else int(live[place])
+        if alike and unit is not None and places[place] - start <= reach:
+            gap = np.abs(rows[alike[0]] / sizes[alike[0]] - rows[unit] / sizes[unit]).max()
+            if gap <= NEARLY:
+                alike.append(unit)
+                continue
+        pairs.extend((min(alike), other) for other in alike if other != min(alike))
+        alike, start = ([], 0.0) if unit is None else ([unit], float(places[place]))
     return sorted(pairs)
 
 

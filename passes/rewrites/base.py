@@ -54,6 +54,11 @@ class Trade(Protocol):
         """As a rewrite."""
 
 
+def resizes(rewrite: Rewrite | Trade) -> bool:
+    """Whether its steps change sizes of tensors that stay: shapes known before a step are wrong behind it."""
+    return bool(getattr(rewrite, "resizes", False))
+
+
 def key(step: Step) -> str:
     """What makes two steps the same offer."""
     return json.dumps([step.rewrite, step.subject, list(step.nodes), dict(step.arguments)], sort_keys=True)

@@ -40,6 +40,7 @@ class DropUnits:
 
     name = "drop_units"
     exact = True
+    resizes = True
 
     def propose(self, graph: gs.Graph) -> Iterator[Step | Refusal]:
         """Coupling is asked only where a weight has a slice of zeros."""
