@@ -24,8 +24,9 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import common
 from passes import operators, redundancy, spectra
-from passes.analysis import AnalysisSettings, analyse
+from passes.analysis import analyse
 from passes.distances import augmented_matrix, fubini_study
+from passes.findings import AnalysisSettings
 from passes.graph_io import to_graph
 from passes.model_io import load, prepare
 from passes.records import Floats, Json, State

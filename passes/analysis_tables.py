@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from passes import readable
-from passes.analysis import Analysis, OperatorView
 from passes.comparison import Comparison
 from passes.explain import cell, table
+from passes.findings import Analysis, OperatorView
 
 SHOWN = 30
 """Rows of a table before it is cut short; `--all` lists everything."""

@@ -18,7 +18,7 @@ from passes.exits import console
 from passes.settings import ImagePreparation, Landmarks
 
 if TYPE_CHECKING:
-    from passes.analysis import Analysis, Clustering
+    from passes.findings import Analysis, Clustering
 
 HELP = (
     "Show where a network repeats itself, before anything is touched.\n\n"
@@ -104,7 +104,8 @@ def register(app: typer.Typer, guarded: Callable[..., int], codes: str) -> None:
         threads: options.Threads = 0,
     ) -> None:
         def work() -> int:
-            from passes.analysis import AnalysisSettings, analyse
+            from passes.analysis import analyse
+            from passes.findings import AnalysisSettings
             from passes.terminal import watch
 
             plain = ImagePreparation()

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from passes import candidates, coupling, inputs, kernel, redundancy, statistics, synthetic
+from passes.findings import GroupView
 from passes.memory import affordable
 from passes.operators import Graph
 from passes.records import Array, Refusal
@@ -28,33 +29,6 @@ TWIN_RADIANS = 0.1
 
 SHARES = (0.1, 0.01)
 """Residuals at which the width is named: a tenth and a hundredth of what keeping nothing would cost."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupView:
-    """One group of coupled units.
-
-    Attributes:
-        name: Of the group.
-        units: How many there are.
-        producers: Nodes that make them.
-        consumers: Nodes that read them.
-        refused: Why the group cannot be cut; None when it can, and then it has a curve.
-        curve: (width, residual as a share of that of width 0), widths ascending; an upper bound past `certified`.
-        certified: Width up to which the curve is exact; past it, a bound.
-        widths: The least width with a residual of at most each of SHARES.
-        twins: Units with another one within TWIN_RADIANS in function space.
-    """
-
-    name: str
-    units: int
-    producers: tuple[str, ...]
-    consumers: tuple[str, ...]
-    refused: str | None
-    curve: tuple[tuple[int, float], ...] = ()
-    certified: int = 0
-    widths: tuple[int, ...] = ()
-    twins: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from importlib import resources
 import networkx as nx
 
 from passes import readable
-from passes.analysis import Analysis
+from passes.findings import Analysis
 from passes.records import Json
 
 PLACE = "{{VALUES}}"

@@ -15,9 +15,10 @@ from onnx import helper, numpy_helper
 
 from models.tiny import TINY
 from models.wiring import redundant
-from passes.analysis import Analysis, AnalysisSettings, analyse
+from passes.analysis import analyse
 from passes.distances import effective_rank, fubini_study
 from passes.errors import ModelError, SettingsError
+from passes.findings import Analysis, AnalysisSettings
 from passes.records import Array
 
 WITH_CURVES = AnalysisSettings(curves=True, samples=32, kernel_rank=None, kernel_tolerance=0.0, threads=1)

@@ -14,7 +14,8 @@ from test_analysis import WITH_CURVES, dense
 
 from models.wiring import redundant
 from passes import page
-from passes.analysis import Analysis, AnalysisSettings, analyse
+from passes.analysis import analyse
+from passes.findings import Analysis, AnalysisSettings
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 LARGEST_BYTES = 10_000_000
