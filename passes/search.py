@@ -25,7 +25,7 @@ LOOKS = 2
 """Plans measured without the sequential repair, each consumer refitted on its own: they cost little and say how the
 loss grows with the predicted damage."""
 
-TRIALS = 3
+TRIALS = 4
 """Repaired and measured plans of one search: these decide."""
 
 LIGHT_MACS = 20e9
@@ -38,8 +38,9 @@ MORE_TRIALS = 4
 RECOVERY = 0.75
 """Share of the damage that is left, as a rule, when the sequential repair has absorbed what the refits left."""
 
-AIM = 0.93
-"""Share of the budget that a trial is aimed at: one that fails is lost, one that leaves a little is not."""
+AIM = 0.9
+"""Share of the budget that a trial is aimed at: one that fails is lost, one that leaves a little is not. As much as the
+line through all trials may say of a drop."""
 
 FAINT = 0.05
 """A use of the budget below this is noise; growth is not read from it."""
@@ -47,8 +48,8 @@ FAINT = 0.05
 LARGEST_STEP = 4.0
 """Most that the predicted damage may grow or fall by from one trial to the next."""
 
-FIRST_DAMAGE = 0.01
-"""Predicted damage at which the search begins when the budget is a drop: a relative error of the outputs of a tenth."""
+FIRST_DAMAGE = 0.02
+"""Predicted damage at which the search begins when the budget is a drop: a relative error of a seventh."""
 
 PROBE_ERROR = 0.05
 """Depth, in residual of the group, at which its effect on the outputs is measured."""
@@ -122,7 +123,6 @@ def best(
         tick(1)
         return trial, _use(trial.evidence, settings)
 
-    found: Found | None = None
     with progress.stage("search", looks + trials) as tick:
         growth = _Growth()
         position = _start(points, settings)
@@ -133,21 +133,61 @@ def best(
         if looks and points:
             position = _nearest(points, -1, len(points), growth.aim(points[position].damage, RECOVERY))
             growth = _Growth()
-        low, high = -1, len(points)
+        made = _Trials(settings)
         for number in range(trials + MORE_TRIALS):
-            if not low < position < high or (found is not None and number >= trials):
+            low, high = made.bracket(len(points))
+            if not low < position < high or (low >= 0 and number >= trials):
                 break
             trial, use = attempt(position, mend=settings.repair)
+            made.add(position, trial, use)
             growth.learn(points[position].damage, use)
-            if within(trial.evidence, settings):
-                low, found = position, trial
-            else:
-                high = position
+            low, high = made.bracket(len(points))
             aim = growth.aim(points[position].damage)
-            if found is None:
+            if low < 0:
                 aim = min(aim, points[position].damage / (3 if number >= trials - 1 else 1))
             position = _nearest(points, low, high, aim)
-    return found, tuple(seen)
+    return made.chosen(), tuple(seen)
+
+
+class _Trials:
+    """Repaired plans with what they use of the budget: measured, and as a line through all of them has it.
+
+    A drop is counted on few samples that change sides, the squared error of the outputs is smooth. A plan whose drop
+    is below the budget by luck, where the line through all trials comes too near to it, is passed over: the best of
+    several trials flatters itself.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._made: list[tuple[int, Found, float]] = []
+
+    def add(self, position: int, found: Found, use: float) -> None:
+        """One more trial at a point of the way."""
+        self._made.append((position, found, use))
+
+    def bracket(self, points: int) -> tuple[int, int]:
+        """The deepest sound trial, -1 for none, and the next unsound one behind it."""
+        sound = {position for position, _, _ in self._sound()}
+        low = max(sound, default=-1)
+        return low, min((p for p, _, _ in self._made if p > low and p not in sound), default=points)
+
+    def chosen(self) -> Found | None:
+        """The deepest sound trial; without one the least deep of those within the budget."""
+        if sound := self._sound():
+            return max(sound, key=lambda trial: trial[0])[1]
+        kept = [trial for trial in self._made if within(trial[1].evidence, self._settings)]
+        return min(kept, key=lambda trial: trial[0])[1] if kept else None
+
+    def _sound(self) -> list[tuple[int, Found, float]]:
+        squares = sum(found.evidence.worst**4 for _, found, _ in self._made)
+        products = sum(use * found.evidence.worst**2 for _, found, use in self._made)
+        slope = products / squares if squares > 0 else 0.0
+        allowed = 1 + ROUNDING if self._settings.max_drop is None else AIM
+        return [
+            (position, found, use)
+            for position, found, use in self._made
+            if within(found.evidence, self._settings) and slope * found.evidence.worst**2 <= allowed
+        ]
 
 
 class _Growth:

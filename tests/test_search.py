@@ -1,0 +1,92 @@
+"""The search: what a trial uses of the budget, and which trial is kept when measurements scatter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from passes.plan import Point
+from passes.records import Evidence, OutputDrift
+from passes.search import Found, _Growth, _nearest, _Trials, _use
+from passes.settings import Settings
+
+LABELS = Path("labels.npy")
+DROP = Settings(data=("x.npz",), labels=LABELS, max_drop=0.01)
+ERROR = Settings(max_error=0.1)
+
+
+def evidence(error: float, drop: float | None) -> Evidence:
+    drift = OutputDrift(name="y", max_abs=1.0, relative_l2=error, cosine=1.0, top1_agreement=None)
+    labelled = {} if drop is None else {"metric": "top-1 accuracy", "metric_before": 0.9, "metric_after": 0.9 - drop}
+    return Evidence(samples=100, source="x", outputs=(drift,), **labelled)  # type: ignore[arg-type]
+
+
+def found(error: float, drop: float | None = None) -> Found:
+    point = Point(widths={}, seconds=None, saved=0.0, damage=error**2)
+    return Found(point=point, cuts=(), model=onnx.ModelProto(), evidence=evidence(error, drop))
+
+
+def trials(settings: Settings, *measured: tuple[int, float, float | None]) -> _Trials:
+    made = _Trials(settings)
+    for position, error, drop in measured:
+        trial = found(error, drop)
+        made.add(position, trial, _use(trial.evidence, settings))
+    return made
+
+
+def test_the_use_of_a_budget_is_its_share() -> None:
+    assert _use(evidence(0.05, None), ERROR) == pytest.approx(0.25)
+    assert _use(evidence(0.3, 0.005), DROP) == pytest.approx(0.5)
+    both = Settings(data=("x.npz",), labels=LABELS, max_drop=0.01, max_error=0.1)
+    assert _use(evidence(0.2, 0.005), both) == pytest.approx(4.0)
+
+
+def test_the_deepest_trial_within_an_error_budget_is_chosen() -> None:
+    made = trials(ERROR, (3, 0.05, None), (9, 0.12, None), (6, 0.09, None))
+    assert made.bracket(20) == (6, 9)
+    chosen = made.chosen()
+    assert chosen is not None
+    assert chosen.evidence.worst == 0.09
+
+
+def test_a_drop_that_is_small_by_luck_is_passed_over() -> None:
+    lucky = ((4, 0.10, 0.006), (8, 0.13, 0.0064), (12, 0.153, 0.0164))
+    made = trials(DROP, *lucky)
+    assert made.bracket(20) == (4, 8)
+    chosen = made.chosen()
+    assert chosen is not None
+    assert chosen.evidence.worst == 0.10
+
+
+def test_without_a_sound_trial_the_least_deep_within_the_budget_is_chosen() -> None:
+    made = trials(DROP, (2, 0.10, 0.009), (5, 0.12, 0.008), (1, 0.05, 0.02))
+    assert made.bracket(20)[0] == -1 or made.chosen() is not None
+    chosen = made.chosen()
+    assert chosen is not None
+    assert chosen.evidence.drop == pytest.approx(0.009)
+
+
+def test_nothing_within_the_budget_is_nothing() -> None:
+    made = trials(ERROR, (3, 0.5, None), (1, 0.2, None))
+    assert made.chosen() is None
+    assert made.bracket(20) == (-1, 1)
+
+
+def test_growth_aims_below_the_budget_and_not_too_far() -> None:
+    growth = _Growth()
+    growth.learn(0.02, 0.5)
+    assert growth.aim(0.02) == pytest.approx(0.9 * 0.02 / 0.5)
+    growth = _Growth()
+    growth.learn(0.02, -0.1)
+    assert growth.aim(0.02) == pytest.approx(0.08)
+    growth.learn(0.08, 400.0)
+    assert growth.aim(0.08) == pytest.approx(0.02)
+
+
+def test_the_nearest_point_lies_strictly_inside() -> None:
+    points = [Point(widths={}, seconds=None, saved=0.0, damage=d) for d in (0.01, 0.02, 0.04, 0.08)]
+    assert _nearest(points, -1, 4, 0.03) in (1, 2)
+    assert _nearest(points, 1, 3, 1.0) == 2
+    assert _nearest(points, 2, 3, 0.05) == 2, "nothing between: the lower one, which ends the search"
