@@ -77,7 +77,7 @@ def test_nothing_within_the_budget_is_nothing() -> None:
 def test_growth_aims_below_the_budget_and_not_too_far() -> None:
     growth = _Growth()
     growth.learn(0.02, 0.5)
-    assert growth.aim(0.02) == pytest.approx(0.9 * 0.02 / 0.5)
+    assert growth.aim(0.02) == pytest.approx(0.8 * 0.02 / 0.5)
     growth = _Growth()
     growth.learn(0.02, -0.1)
     assert growth.aim(0.02) == pytest.approx(0.08)
