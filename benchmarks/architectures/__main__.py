@@ -39,8 +39,9 @@ def export(entry: Architecture, exporter: str, path: Path) -> str:
     model = entry.build().eval()
     with torch.no_grad():
         for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
-            # Random scales and biases: freshly made ones are all one or zero, and equal tensors get shared.
-            tensor.add_(0.05 * torch.rand_like(tensor))
+            if tensor.ndim == 1:
+                # Freshly made scales and biases are all one or zero: equal tensors would be shared, zeros be dead.
+                tensor.add_(0.2 * torch.rand_like(tensor))
     inputs = entry.inputs()
     names = [f"in{position}" for position in range(len(inputs))]
     try:

@@ -293,7 +293,7 @@ def convnext(version: int, first: bool) -> nn.Module:
         ConvNext(64, version, first),
         ConvNext(64, version, first),
     ]
-    return nn.Sequential(nn.Conv2d(3, 32, 4, 4), *blocks, Head(64))
+    return nn.Sequential(nn.Conv2d(3, 64, 4, 4), *blocks, Head(96))
 
 
 class SelectiveKernel(nn.Module):

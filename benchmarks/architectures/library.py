@@ -102,7 +102,7 @@ ENTRIES: tuple[Architecture, ...] = (
     _image("DeiT", "ForImageClassification", "ViT", **VISION),
     _image("Swin", "ForImageClassification", "Swin", image_size=32, patch_size=4, embed_dim=32, depths=[1, 2],
            num_heads=[4, 8], window_size=4, num_labels=10),
-    _image("ConvNext", "ForImageClassification", "ConvNeXt", hidden_sizes=[32, 64], depths=[1, 2], num_stages=2),
+    _image("ConvNext", "ForImageClassification", "ConvNeXt", hidden_sizes=[64, 96], depths=[1, 2], num_stages=2),
     _image("ResNet", "ForImageClassification", "residual CNN", embedding_size=16, hidden_sizes=[32, 48], depths=[1, 2]),
     _image("RegNet", "ForImageClassification", "residual CNN", embedding_size=16, hidden_sizes=[32, 48], depths=[1, 1],
            groups_width=8),

@@ -122,7 +122,7 @@ class Patches(nn.Module):
 
 
 def _mixers(kind: str) -> nn.Module:
-    return Patches([Mixer(kind), Mixer(kind)])
+    return Patches([Mixer(kind) for _ in range(4)])
 
 
 ENTRIES: tuple[Architecture, ...] = (
