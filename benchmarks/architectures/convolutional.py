@@ -288,10 +288,10 @@ class Patchify(nn.Module):
 def convnext(version: int, first: bool) -> nn.Module:
     """A ConvNeXt of two stages."""
     blocks = [
-        ConvNext(32, version, first),
-        Patchify(32, 64),
         ConvNext(64, version, first),
-        ConvNext(64, version, first),
+        Patchify(64, 96),
+        ConvNext(96, version, first),
+        ConvNext(96, version, first),
     ]
     return nn.Sequential(nn.Conv2d(3, 64, 4, 4), *blocks, Head(96))
 
