@@ -61,6 +61,9 @@ def has_twin_rows(node: gs.Node) -> bool:
     if values.dtype != np.float32 or int(node.attrs.get("group", 1)) != 1:
         return False
     stored_last = node.op == "MatMul" or (node.op == "Gemm" and not node.attrs.get("transB", 0))
+    if stored_last and values.ndim != 2:
+        # A stack of matrices, as experts have: its units are found through their group alone.
+        return False
     rows = values.T if stored_last else values.reshape(len(values), -1)
     return bool(len(_candidates(rows.astype(np.float64))))
 

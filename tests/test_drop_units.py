@@ -169,3 +169,11 @@ def test_nearly_a_multiple_is_none() -> None:
     first[4, 0, 0, 0] *= 1 + 3e-6
     bias = np.zeros(6, np.float32)
     assert proposals(REWRITE, block(first, weight(4, 6, 3, 3, seed=1), extra={"c": bias})) == ([], {})
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 6, 5), (2, 3, 6, 5)])
+def test_a_stack_of_matrices_is_left_alone(shape: tuple[int, ...]) -> None:
+    read, written = (*shape[:-2], 4, 6), (*shape[:-2], 4, 5)
+    text = f"g (float{list(read)} x) => (float{list(written)} y) {{ y = MatMul (x, w) }}"
+    steps, _ = proposals(REWRITE, build(text, {"w": weight(*shape, seed=3)}))
+    assert steps == []
