@@ -27,7 +27,7 @@ from rich.table import Table
 import backends
 from benchmarks import common
 from passes import runtime, synthetic
-from passes.errors import PassesError
+from passes.errors import ModelError, PassesError
 from passes.graph_io import nodes_of, to_graph
 from passes.records import Array, Json
 from passes.shapes import infer, input_shapes
@@ -113,7 +113,7 @@ def race(path: Path, folder: Path, result: Row, seconds: float) -> None:
     try:
         feeds = runtime.runs(original, synthetic.synthesise(original, 1, 0), 1, limit=1)[0]
         turns = _turns([original, original, *models], feeds, seconds)
-    except (PassesError, *runtime.ORT_ERRORS) as error:
+    except PassesError as error:
         result["not_timed"] = str(error)[:200]
         return
     ratios = np.median(turns / turns[:, :1], axis=0)
@@ -131,7 +131,10 @@ def _turns(models: Sequence[onnx.ModelProto], feeds: Mapping[str, Array], second
     sessions = [runtime.session(model, threads=1) for model in models]
     inputs = [{v.name: feeds[v.name] for v in session.get_inputs() if v.name in feeds} for session in sessions]
     for session, given in zip(sessions, inputs, strict=True):
-        session.run(None, given)
+        try:
+            session.run(None, given)
+        except runtime.ORT_ERRORS as error:
+            raise ModelError(f"ONNX Runtime cannot run the model: {runtime.one_line(error)}") from error
     taken: list[list[float]] = []
     end = time.perf_counter() + seconds
     while len(taken) < LEAST_TURNS or time.perf_counter() < end:
@@ -171,8 +174,6 @@ def outputs(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
     try:
         return [np.asarray(v) for v in session.run(names, {n: a for n, a in feeds.items() if n in known})]
     except runtime.ORT_ERRORS as error:
-        from passes.errors import ModelError
-
         raise ModelError(runtime.one_line(error)) from error
 
 
