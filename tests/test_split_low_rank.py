@@ -48,6 +48,18 @@ def test_low_rank_parts(body: str, shape: str, weight: Array, side: str) -> None
     assert_same_function(model, parted)
 
 
+@pytest.mark.parametrize("opset", [9, 11, 17])
+def test_a_gemm_parts_in_every_opset(opset: int) -> None:
+    text = "g (float[5,16] x) => (float[5,24] y) { y = Gemm <transB = 1> (x, w, c) }"
+    model = build(text, {"w": low(4, 24, 16), "c": (24,)}, opset)
+    graph = gs.import_onnx(model)
+    REWRITE.apply(graph, proposals(REWRITE, model)[0][0])
+    parted = gs.export_onnx(graph)
+    onnx.checker.check_model(parted, full_check=True)
+    assert operators(parted) == ["MatMul", "Gemm"]
+    assert_same_function(model, parted)
+
+
 def test_full_rank_nearly_low_rank_and_small_weights_stay() -> None:
     rng = np.random.default_rng(0)
     nearly = low(3, 16, 24) + 1e-4 * rng.normal(size=(16, 24)).astype(np.float32)

@@ -110,10 +110,8 @@ def _cut(graph: gs.Graph, node: gs.Node, side: str, left: Floats, right: Floats)
     elif node.op == "Conv":
         outer = right.reshape(rank, shape[0], *shape[2:]).swapaxes(0, 1)
         weights = left.T.reshape(rank, shape[1], *(1 for _ in shape[2:])), outer
-    elif node.attrs.get("transB", 0):
-        weights = right, left
     else:
-        weights = right.T, left.T
+        weights = right.T, left if node.attrs.get("transB", 0) else left.T
     name, op = node.name, node.op
     position = next(index for index, other in enumerate(graph.nodes) if other is node)
     remove(graph, node)
@@ -123,7 +121,8 @@ def _cut(graph: gs.Graph, node: gs.Node, side: str, left: Floats, right: Floats)
 
     between = gs.Variable(fresh_name(graph, f"{name}.narrow"), dtype=target.dtype)
     narrow = gs.Node(
-        op=op,
+        # Before opset 11 a Gemm needs a bias; the first operator has none.
+        op="MatMul" if op == "Gemm" else op,
         name=fresh_node(graph, f"{name}.first"),
         attrs=first,
         inputs=[source, constant("first", weights[0])],
@@ -140,8 +139,7 @@ def _attributes(node: gs.Node, side: str) -> tuple[dict[str, object], dict[str, 
     if node.op == "Conv":
         own.pop("kernel_shape", None)
         return (own, {}) if side == "outputs" else ({}, own)
-    transposed: dict[str, object] = {"transB": 1} if node.attrs.get("transB", 0) else {}
-    return (transposed, own) if node.op == "Gemm" else ({}, {})
+    return {}, own
 
 
 REWRITE = SplitLowRank()
