@@ -167,6 +167,21 @@ def dims(tensor: gs.Tensor) -> Dims | None:
     )
 
 
+UPSTREAM = 4
+"""How far before a tensor the pattern of a normalisation or an activation is looked for."""
+
+
+def written_out(tensor: gs.Tensor) -> str | None:
+    """The kernel that runtimes make of the nodes just before a tensor: a normalisation or an activation in pieces."""
+    level = list(tensor.inputs)
+    for _ in range(UPSTREAM):
+        for node in level:
+            if is_standard(node, "Erf", "Tanh", "Sqrt"):
+                return "a normalisation" if node.op == "Sqrt" else "an activation"
+        level = [producer for node in level for read_by in node.inputs for producer in read_by.inputs]
+    return None
+
+
 def fresh_name(graph: gs.Graph, wanted: str) -> str:
     """`wanted`, or with a number behind it, such that no tensor of the graph or its subgraphs has that name."""
     taken: set[str] = set()

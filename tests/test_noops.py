@@ -91,3 +91,23 @@ def test_a_zero_branch_that_enlarges_stays() -> None:
     steps, refusals = proposals(REWRITE, build(text, {"z": full(0.0)}))
     assert steps == []
     assert refusals == {"n_y": "one side is always zero, but it may enlarge the other by broadcasting"}
+
+
+def test_a_neutral_scale_stays_where_it_ends_a_normalisation() -> None:
+    model = build(
+        """g (float[2,3,8] x) => (float[2,3,8] y) {
+            m = ReduceMean <axes = [-1]> (x)
+            d = Sub (x, m)
+            p = Mul (d, d)
+            v = ReduceMean <axes = [-1]> (p)
+            s = Sqrt (v)
+            n = Div (d, s)
+            g1 = Mul (n, one)
+            y = Add (g1, zero)
+        }""",
+        {"one": full(1.0, 8), "zero": full(0.0, 8)},
+    )
+    steps, refusals = proposals(REWRITE, model)
+    assert steps == []
+    reason = "it is neutral, but ends a normalisation written out, which runtimes run as one kernel"
+    assert refusals == {"n_g1": reason, "n_y": reason}

@@ -14,14 +14,11 @@ import onnx_graphsurgeon as gs
 
 from passes.errors import RewriteFailed
 from passes.forms import Convolution, Diagonal, Form, Matrix
-from passes.graphs import Surroundings, fresh_name, fresh_node, is_standard, read, remove
+from passes.graphs import Surroundings, fresh_name, fresh_node, read, remove, written_out
 from passes.nodeforms import Setting
 from passes.records import Floats, Refusal, Step
 from passes.regions import POOLS, Way, data_slots, form_of, hidden_reason, setting_of, ways
 from passes.rewrites.base import key
-
-UPSTREAM = 4
-"""How far before a region the pattern of a normalisation or an activation is looked for."""
 
 
 class ComposeLinear:
@@ -92,7 +89,7 @@ def _least(way: Way) -> int:
 
 
 def _examine(around: Surroundings, way: Way) -> Form | str:
-    fused = _fused_reason(around, way)
+    fused = _fused_reason(way)
     if fused is not None:
         return fused
     form = form_of(around, way)
@@ -111,18 +108,12 @@ def _arrays(form: Form) -> tuple[Floats, Floats]:
     return (form.weight if isinstance(form, Matrix) else form.kernel), form.bias
 
 
-def _fused_reason(around: Surroundings, way: Way) -> str | None:
+def _fused_reason(way: Way) -> str | None:
     """Why a leading scale or shift should stay: it ends a pattern that runtimes run as one kernel."""
     if not way.root.inputs or not any(node.op in ("Mul", "Div", "Add") for node in way.first_nodes()):
         return None
-    level = [way.root.inputs[0]]
-    for _ in range(UPSTREAM):
-        for node in level:
-            if is_standard(node, "Erf", "Tanh", "Sqrt"):
-                what = "a normalisation" if node.op == "Sqrt" else "an activation"
-                return f"its first node ends {what} written out, which runtimes run as one kernel"
-        level = [producer for node in level for tensor in node.inputs for producer in tensor.inputs]
-    return None
+    what = written_out(way.root)
+    return None if what is None else f"its first node ends {what} written out, which runtimes run as one kernel"
 
 
 def _near_miss(around: Surroundings, node: gs.Node) -> str | None:
