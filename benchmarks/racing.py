@@ -85,10 +85,13 @@ def _turns(
     shuffle: random.Random,
 ) -> npt.NDArray[np.float64]:
     """Processor seconds of a run, [turns, sessions]; at least one turn."""
-    first = max(_timed(session, given, 1) for session, given in zip(sessions, feeds, strict=True))
-    if first < WARM_UP_SECONDS:
-        first = max(_timed(session, given, 2) for session, given in zip(sessions, feeds, strict=True))
-    repeats = max(1, int(LEAST_SECONDS / max(first, 1e-7)))
+    warm = [_timed(session, given, 1) for session, given in zip(sessions, feeds, strict=True)]
+    if max(warm) >= seconds:
+        # A first run is slower by what it allocates; beside seconds that is nothing.
+        return np.array([warm])
+    if max(warm) < WARM_UP_SECONDS:
+        warm = [_timed(session, given, 2) for session, given in zip(sessions, feeds, strict=True)]
+    repeats = max(1, int(LEAST_SECONDS / max(*warm, 1e-7)))
     order = list(range(len(sessions)))
     taken: list[list[float]] = []
     end = time.thread_time() + seconds
