@@ -23,6 +23,9 @@ from passes.errors import ModelError
 from passes.records import Array
 
 ROUNDS = 5
+LEAST_ROUNDS = 3
+OVERTIME = 4
+"""Times the budget after which `LEAST_ROUNDS` are enough: a run of seconds scatters less."""
 LEAST_SECONDS = 5e-4
 """Of one measurement: shorter runs are repeated, because the clock and the call cost a microsecond."""
 WARM_UP_SECONDS = 0.02
@@ -46,7 +49,7 @@ class Race:
     turns: int
 
 
-def race(models: Sequence[onnx.ModelProto], feeds: Mapping[str, Array], seconds: float, rounds: int = ROUNDS) -> Race:
+def race(models: Sequence[onnx.ModelProto], feeds: Mapping[str, Array], seconds: float) -> Race:
     """Run all models in turns, in a new order every turn, for about this many seconds of processor time.
 
     Raises:
@@ -55,7 +58,10 @@ def race(models: Sequence[onnx.ModelProto], feeds: Mapping[str, Array], seconds:
     shuffle = random.Random(0)
     logs: list[npt.NDArray[np.float64]] = []
     taken: list[npt.NDArray[np.float64]] = []
-    for _ in range(rounds):
+    start = time.thread_time()
+    while len(logs) < ROUNDS:
+        if len(logs) >= LEAST_ROUNDS and time.thread_time() - start > OVERTIME * seconds:
+            break
         order = list(range(len(models)))
         shuffle.shuffle(order)
         sessions: dict[int, ort.InferenceSession] = {
@@ -63,12 +69,12 @@ def race(models: Sequence[onnx.ModelProto], feeds: Mapping[str, Array], seconds:
         }
         given = {i: {v.name: feeds[v.name] for v in s.get_inputs() if v.name in feeds} for i, s in sessions.items()}
         turns = _turns(
-            [sessions[i] for i in range(len(models))], [given[i] for i in range(len(models))], seconds / rounds, shuffle
+            [sessions[i] for i in range(len(models))], [given[i] for i in range(len(models))], seconds / ROUNDS, shuffle
         )
         taken.append(turns)
         logs.append(np.log(np.median(turns / turns[:, :1], axis=0)))
     table = np.array(logs)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, rounds - 1)) / np.sqrt(rounds)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1)) / np.sqrt(len(logs))
     everything = np.concatenate(taken)
     return Race(
         seconds=tuple(np.median(everything, axis=0).tolist()),
