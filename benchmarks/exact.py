@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 import backends
-from benchmarks import common, racing
+from benchmarks import common, compiled, racing
 from benchmarks.exact_summary import OURS, PEERS, TARGETS, Row, noise_band, ran, show, show_beside, summary, suspects
 from passes import runtime, synthetic
 from passes.errors import ModelError, PassesError
@@ -111,24 +111,35 @@ def judge(path: Path, folder: Path, rows: Mapping[str, Row]) -> Row:
 
 
 def race(path: Path, folder: Path, result: Row, seconds: float) -> None:
-    """Time the original, twice, and what each tool made of it, in turns; the row takes ratios and how sure they are."""
+    """Time the original, twice, and what each tool made of it, in turns; the row takes ratios and how sure they are.
+
+    Models of which ONNX Runtime makes one graph run once for all of them; the graph of the original has ratio 1.
+    """
     if "not_run" in result:
         return
     original = onnx.load(path)
     tools = [tool for tool in ("blochfold/cpu", *PEERS) if ran(result.get(tool))]
-    models = [onnx.load(written(folder, path, tool)) for tool in tools]
+    models = {tool: onnx.load(written(folder, path, tool)) for tool in tools}
     try:
-        feeds = runtime.runs(original, synthetic.synthesise(original, 1, 0), 1, limit=1)[0]
-        found = racing.race([original, original, *models], feeds, seconds)
+        own = compiled.digest(original)
+        graphs = {tool: compiled.digest(model) for tool, model in models.items()}
+        places = {own: 0} | {graph: place for place, graph in enumerate(sorted({*graphs.values()} - {own}), start=2)}
+        different = [next(models[t] for t in tools if graphs[t] == graph) for graph in list(places)[1:]]
+        found: racing.Race | None = None
+        if different:
+            feeds = runtime.runs(original, synthetic.synthesise(original, 1, 0), 1, limit=1)[0]
+            found = racing.race([original, original, *different], feeds, seconds)
+            result.update({"again": found.ratios[1], "again_spread": found.spreads[1], "turns": found.turns})
     except PassesError as error:
         result["not_timed"] = str(error)[:200]
         return
-    result.update({"again": found.ratios[1], "again_spread": found.spreads[1], "turns": found.turns})
-    for tool, index in zip(("original", *tools), (0, *range(2, len(models) + 2)), strict=True):
-        row = result[tool]
+    for tool in tools:
+        row, place = result[tool], places[graphs[tool]]
         if isinstance(row, dict):
-            row["measured_seconds"] = found.seconds[index]
-            row["measured_ratio"], row["measured_spread"] = found.ratios[index], found.spreads[index]
+            row["same_graph"] = place == 0
+            row["measured_ratio"] = found.ratios[place] if found else 1.0
+            row["measured_spread"] = found.spreads[place] if found else 0.0
+            row["measured_seconds"] = found.seconds[place] if found else None
 
 
 def describe(model: onnx.ModelProto, targets: Iterable[str]) -> Row:

@@ -29,7 +29,8 @@ def summary(rows: Mapping[str, Row]) -> Row:
     band = noise_band(rows)
     return {
         "files": len(rows),
-        "not_timed": [*sorted(name for name, row in rows.items() if at(row, "again") is None)],
+        "not_timed": [*sorted(name for name, row in rows.items() if "not_run" in row or "not_timed" in row)],
+        "raced": sum(1 for row in rows.values() if at(row, "again") is not None),
         "noise_band": round(band, 4),
         "tools": {tool: _tool(rows, tool, band) for tool in (*OURS, *PEERS)},
         "beside": {peer: _beside(rows, peer) for peer in PEERS},
@@ -53,7 +54,7 @@ def _seems_slower(row: Json, band: float) -> bool:
 
 
 def _tool(rows: Mapping[str, Row], tool: str, band: float) -> Row:
-    own = [row[tool] for row in rows.values() if isinstance(row.get(tool), dict)]
+    own = [row for row in (row.get(tool) for row in rows.values()) if isinstance(row, dict)]
     done = [row for row in own if ran(row)]
     errors = [error for error in (at(row, "error") for row in done) if error is not None]
     share: Row = {}
@@ -70,6 +71,7 @@ def _tool(rows: Mapping[str, Row], tool: str, band: float) -> Row:
         "of_original": share,
         "seconds": round(sum(at(row, "seconds") or 0.0 for row in own), 2),
         "peak_bytes": max((at(row, "peak_bytes") or 0 for row in own), default=None),
+        "same_graph_as_original": sum(1 for row in own if row.get("same_graph")),
         "measured_ratio": geometric(_measured(rows, tool)),
         "seems_slower": {name: at(rows[name], tool, "measured_ratio") for name in suspects(rows, tool, band)},
         "slower": {
@@ -159,9 +161,9 @@ def show(totals: Row) -> Table:
         if not isinstance(row, dict):
             continue
         share, prices = row["of_original"], row["modelled_ratio"]
-        cells = [row["files"], len(row["failed"]), len(row["over_bound"]), len(row["slower"]),  # type: ignore[arg-type]
-                 share["nodes"], share["bytes"], row["seconds"],  # type: ignore[index, call-overload]
-                 round((at(row, "peak_bytes") or 0) / 1e6), row["measured_ratio"]]  # fmt: skip
+        cells = [row["files"], *(len(row[key]) for key in ("failed", "over_bound", "slower")),  # type: ignore[arg-type]
+                 row["same_graph_as_original"], share["nodes"], share["bytes"],  # type: ignore[index, call-overload]
+                 row["seconds"], round((at(row, "peak_bytes") or 0) / 1e6), row["measured_ratio"]]  # fmt: skip
         cells += [prices.get(chip) if isinstance(prices, dict) else None for chip in CHIPS]
         table.add_row(tool, *("-" if cell is None else str(cell) for cell in cells))
     return table

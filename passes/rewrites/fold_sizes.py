@@ -16,6 +16,7 @@ from passes.errors import RewriteFailed
 from passes.graphs import Surroundings, is_standard, read, remove
 from passes.outlines import Axes, inferred
 from passes.records import Array, Refusal, Step
+from passes.vectors import chosen
 
 Entries = tuple[int | None, ...]
 
@@ -70,13 +71,13 @@ def _values(graph: gs.Graph, around: Surroundings) -> dict[str, Array]:
             scalar = True
         elif source in partial:
             known, kind = partial[source]
-            chosen = _chosen(node, around, len(known))
+            picked = chosen(node, around, len(known))
             if node.op == "Cast":
                 kind = np.dtype(helper.tensor_dtype_to_np_dtype(int(node.attrs["to"])))
                 entries = known if kind.kind in "iu" else None
-            elif chosen is not None:
-                entries = tuple(known[index] for index in np.ravel(chosen))
-                scalar = chosen.ndim == 0
+            elif picked is not None:
+                entries = tuple(known[index] for index in np.ravel(picked))
+                scalar = picked.ndim == 0
         if entries is None or (node.op == "Cast" and None not in entries):
             continue
         if None not in entries:
@@ -89,24 +90,6 @@ def _values(graph: gs.Graph, around: Surroundings) -> dict[str, Array]:
 
 def _lengths(axes: Axes) -> Entries:
     return tuple(length if isinstance(length, int) else None for length in axes)
-
-
-def _chosen(node: gs.Node, around: Surroundings, length: int) -> Array | None:
-    """Which entries of a vector a Gather or a Slice takes."""
-    if node.op not in ("Gather", "Slice"):
-        return None
-    if node.op == "Gather":
-        index = around.constant(node.inputs[1])
-        fits = index is not None and index.ndim <= 1 and np.all((index >= -length) & (index < length))
-        return index if fits else None
-    if "starts" in node.attrs:
-        bounds = [node.attrs["starts"][0], node.attrs["ends"][0], 1]
-    else:
-        given = [around.constant(tensor) for slot, tensor in enumerate(node.inputs) if slot in (1, 2, 4)]
-        if any(value is None or value.size != 1 for value in given):
-            return None
-        bounds = [int(value.ravel()[0]) for value in given if value is not None]
-    return np.arange(length)[slice(*bounds)]
 
 
 REWRITE = FoldSizes()

@@ -14,8 +14,9 @@ import onnx_graphsurgeon as gs
 
 from passes.errors import RewriteFailed
 from passes.graphs import Surroundings, fresh_name, given, is_standard, read
-from passes.outlines import Axes, inferred
+from passes.outlines import Axes
 from passes.records import Refusal, Step
+from passes.vectors import entries_of, propagate
 
 INPUT_SINCE = 5
 """Opset from which the target is an input."""
@@ -57,13 +58,13 @@ class SettleReshapes:
 def _targets(graph: gs.Graph, around: Surroundings) -> dict[str, Target | str]:
     """Node name -> the target to store, or why there is none; other Reshapes are left out."""
     asking = {name: node for name, node in around.nodes.items() if _computed(around, node)}
-    shapes = inferred(graph, around) if asking else {}
+    shapes, vectors = propagate(graph, around) if asking else ({}, {})
     found: dict[str, Target | str] = {}
     for name, node in asking.items():
-        result = shapes.get(node.outputs[0].name)
-        if result:
-            copies = not node.attrs.get("allowzero", 0)
-            found[name] = _settled(result, shapes.get(node.inputs[0].name, ()) if copies else ())
+        wanted = entries_of(around, node.inputs[1], vectors) or shapes.get(node.outputs[0].name)
+        literal = bool(node.attrs.get("allowzero", 0))
+        if wanted and not (literal and 0 in wanted):
+            found[name] = _settled(wanted, () if literal else shapes.get(node.inputs[0].name, ()))
     return found
 
 
@@ -73,10 +74,10 @@ def _computed(around: Surroundings, node: gs.Node) -> bool:
     return target is not None and not isinstance(target, gs.Constant) and bool(target.inputs)
 
 
-def _settled(result: Axes, source: Axes) -> Target | str:
-    """The target that gives this shape; why not, when two lengths are neither numbers nor copies."""
-    open_axes = [axis for axis, length in enumerate(result) if not isinstance(length, int)]
-    copied = {axis for axis in open_axes if result[axis] and result[axis : axis + 1] == source[axis : axis + 1]}
+def _settled(wanted: Axes, source: Axes) -> Target | str:
+    """The target to store; why not, when two lengths are neither numbers nor copies."""
+    open_axes = [axis for axis, length in enumerate(wanted) if not isinstance(length, int) or length < 0]
+    copied = {axis for axis in open_axes if _is_symbol(wanted[axis]) and wanted[axis] in source[axis : axis + 1]}
     if len(open_axes) == 1:
         # One open length needs no look at the source, so what stands before may still be shortened.
         copied = set()
@@ -84,8 +85,12 @@ def _settled(result: Axes, source: Axes) -> Target | str:
         left = ", ".join(str(axis) for axis in open_axes if axis not in copied)
         return f"its target is computed, and the lengths of axes {left} are open"
     return tuple(
-        length if isinstance(length, int) else 0 if axis in copied else -1 for axis, length in enumerate(result)
+        0 if axis in copied else length if isinstance(length, int) else -1 for axis, length in enumerate(wanted)
     )
+
+
+def _is_symbol(length: int | str | None) -> bool:
+    return isinstance(length, str)
 
 
 REWRITE = SettleReshapes()
