@@ -116,3 +116,72 @@ def test_any_order_of_lengths(sizes: list[int], open_axis: int, seed: int) -> No
     assert count == 1
     for length in (1, 5):
         assert_same_function(model, settled, dynamic=length)
+
+
+def test_a_product_of_lengths_is_followed() -> None:
+    """As TensorFlow writes a dense layer: flattened by the product of the free lengths, and shaped back."""
+    model = build(
+        """g (float[N,7,8] x) => (float[N,7,4] y) {
+            s = Shape (x)
+            i = Cast <to = 6> (s)
+            f = Gather (i, free)
+            p = ReduceProd <axes = [0], keepdims = 0> (f)
+            u = Unsqueeze (p, zero)
+            a = Concat <axis = 0> (u, eight)
+            flat = Cast <to = 7> (a)
+            h = Reshape (x, flat)
+            m = MatMul (h, w)
+            b = Concat <axis = 0> (f, four)
+            back = Cast <to = 7> (b)
+            z = Reshape (m, back)
+            y = Relu (z)
+        }""",
+        {
+            "free": ints(0, 1),
+            "zero": ints(0),
+            "eight": np.array([8], np.int32),
+            "four": np.array([4], np.int32),
+            "w": (8, 4),
+        },
+    )
+    settled, count = apply_all(REWRITE, model)
+    assert count == 1, "both in one look"
+    assert targets(settled) == [[-1, 8], [-1, 7, 4]]
+    for length in (1, 3):
+        assert_same_function(model, settled, dynamic=length)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ("m = Mul (n, k)\n t = Concat <axis = 0> (m, c)", [[-1, 4]]),
+        ("m = Add (k, k)\n t = Concat <axis = 0> (n, m)", None),
+    ],
+)
+def test_computed_lengths(nodes: str, expected: list[list[int]] | None) -> None:
+    """A length that is computed from an open one is open; one that is computed from numbers is a number."""
+    text = (
+        f"g (float[N,12] x) => (float[a,b] y) {{ s = Shape (x)\n n = Gather (s, zero)\n {nodes}\n y = Reshape (x, t) }}"
+    )
+    constants = {"zero": ints(0), "k": ints(3), "c": ints(4)}
+    if expected is None:
+        constants, expected = {**constants, "k": ints(6)}, [[-1, 12]]
+    settled, _ = apply_all(REWRITE, build(text, constants))
+    assert targets(settled) == expected
+    assert_same_function(build(text, constants), settled, dynamic=5)
+
+
+def test_a_symbol_of_another_tensor_is_no_copy() -> None:
+    """What inference invents for one node is not what it invents for the next."""
+    model = build(
+        """g (float[N,L] x, bool[N] c, bool[L] d) => (float[p,q] y) {
+            a = Compress <axis = 0> (x, c)
+            b = Compress <axis = 1> (a, d)
+            s = Shape (b)
+            e = Transpose <perm = [1,0]> (b)
+            y = Reshape (e, s)
+        }""",
+        {},
+    )
+    reason = "its target is computed, and the lengths of axes 0, 1 are open"
+    assert proposals(REWRITE, model) == ([], {"n_y": reason})
