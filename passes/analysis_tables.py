@@ -6,15 +6,19 @@ Long models are shown by what matters most: the operators that use least of thei
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from passes import readable
-from passes.comparison import Comparison
 from passes.explain import cell, table
 from passes.findings import Analysis, OperatorView
+
+if TYPE_CHECKING:
+    # The matching needs scipy's solvers, which take longer to import than most models take to look at.
+    from passes.comparison import Comparison
 
 SHOWN = 30
 """Rows of a table before it is cut short; `--all` lists everything."""
