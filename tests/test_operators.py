@@ -275,6 +275,8 @@ def test_stored_numbers_are_the_streamed_ones_in_the_precision_of_the_file() -> 
         make("Gemm", ["y", "h"], "z", transB=1),
         make("MatMul", ["z", "v"], "u"),
     ]
+    for node in nodes:
+        node.name = node.output[0]
     graph = gs.import_onnx(build(nodes, {**constants, "v": random(5, 2)}, (1, 3)))
     found = operators.find(graph)
     for operator, exact in zip(found, operators.stream(found, graph), strict=True):
