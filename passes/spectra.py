@@ -42,7 +42,7 @@ float32 rounding of the weights (`distances.NOISE_FLOOR_RADIANS`) even when thou
 _EPS = float(np.finfo(np.float64).eps)
 
 _PLAIN = 1e50
-"""Matrices whose largest magnitude lies between 1 / this and this are not scaled: float64 has room for their squares."""
+"""Matrices whose largest magnitude lies between 1 / this and this are not scaled: their squares fit in float64."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
