@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from passes.distances import augmented_matrix, state
+from passes.distances import augmented_matrix
 from passes.errors import ModelError
 from passes.lanczos import density
 from passes.operators import Graph, Weights, stream
@@ -224,7 +224,7 @@ def _states(weights: Weights, joined: bool, route: Route) -> list[State]:
             operator=name,
             index=index,
             singular_values=one.values,
-            norm=state(one.values)[1],
+            norm=_norm(one.values),
             route=one.route,
             error=one.error,
         )
@@ -281,6 +281,12 @@ def _randomised(a: Floats, rank: int, seed: int) -> Spectrum:
     last = float(values[-1])
     error = min(residual, residual**2 / last if last > 0 else math.inf)
     return Spectrum(values=values, route="randomised", error=error + _EPS * math.sqrt(max(a.shape)) * _first(values))
+
+
+def _norm(values: Floats) -> float:
+    """`distances.state`'s norm of values that are known to be descending and finite: a network can have thousands."""
+    largest = _first(values)
+    return largest * float(np.linalg.norm(values / largest)) if largest > 0 else 0.0
 
 
 def _first(values: Floats) -> float:
