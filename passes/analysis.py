@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 
 from passes import model_io, operators, parallel, redundancy, spectra
-from passes.certificates import operator_radians
 from passes.distances import effective_rank, spectral_entropy, stable_rank, wasserstein2
 from passes.errors import ModelError, SettingsError
 from passes.findings import (
@@ -33,6 +32,7 @@ from passes.graph_io import to_graph
 from passes.progress import Progress, Silent
 from passes.records import Operator, State
 from passes.redundancy import Cluster, Node
+from passes.stored_angle import operator_radians
 
 
 def analyse(

@@ -16,12 +16,12 @@ import onnx
 from scipy.optimize import linear_sum_assignment
 
 from passes import model_io, operators, parallel, spectra
-from passes.certificates import operator_radians
 from passes.distances import Integers, effective_rank, fubini_study, wasserstein2
 from passes.errors import ModelError
 from passes.graph_io import to_graph
 from passes.progress import Progress, Silent
 from passes.records import Json, Operator, State
+from passes.stored_angle import operator_radians
 from passes.version import VERSION
 
 FORMAT = 1
