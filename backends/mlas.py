@@ -30,7 +30,9 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
     on_blocks = _on_blocks(chip, kernel)
     converted = _converted(chip, kernel, on_blocks)
     if head.op_type in chip.free:
-        return Demand(launch="free", conversions=len(converted), reordered=float(sum(converted)))
+        # The runtime removes some of these before the first run; a reshape stays, and is a node like others.
+        stays = "vector" if head.op_type in RESHAPES else "free"
+        return Demand(launch=stays, conversions=len(converted), reordered=float(sum(converted)))
     block = int(chip.tile_out.value) if on_blocks else 1
     element = chip.element_bytes.value
     activations = element * activation_elements(chip, members, block)
@@ -90,11 +92,15 @@ def _blocked(chip: Backend, matrix: Matrix) -> _Work:
         depth = pad(depth, int(chip.tile_in.value))
     groups = 1 if depthwise else matrix.count
     blocks = ceil(matrix.count, lanes) if depthwise else ceil(matrix.n, lanes)
-    high, wide = (_Axis(*of_axis) for of_axis in zip(window.reads, window.writes, window.taps, strict=True))
-    lines, line = matrix.images * groups * window.writes[0], window.writes[1]
+    axes = list(zip(window.reads, window.writes, window.taps, strict=True))
+    if axes[1][1:] == (1, 1):
+        # A map one column wide is walked along its other axis (measured: as fast as a wide one).
+        axes.reverse()
+    high, wide = (_Axis(*axis) for axis in axes)
+    lines, line = matrix.images * groups * axes[0][1], axes[1][1]
     point = window.taps == (1, 1)
     if point and window.reads == window.writes:
-        lines, line = matrix.images * groups, window.writes[0] * line
+        lines, line = matrix.images * groups, window.writes[0] * window.writes[1]
     largest = 1 if depthwise else max(1, int(_value(chip.filter_set, lanes)) // lanes)
     full, rest = divmod(blocks, largest)
     passed = full * _line(chip, largest, line, wide) + (_line(chip, rest, line, wide) if rest else 0.0)

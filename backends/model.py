@@ -1,7 +1,7 @@
 """The default cost model: `Kernel` in, `Cost` out, from one chip's facts.
 
 t = launch + longest + serial * (the other two) + t_layout of t_matrix, t_vector and t_memory, for each fused kernel.
-Prices are finite, never negative, and do not fall as channels or positions grow, except where a cpu's alignment is missed.
+Prices are finite, never negative, and do not fall as channels or positions grow, except at a cpu's cliffs.
 """
 
 from __future__ import annotations
