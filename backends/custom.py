@@ -27,7 +27,7 @@ REQUIRED: tuple[str, ...] = tuple(field.name for field in fields(Backend) if fie
 WHOLE = frozenset(
     (
         *("cores", "tile_rows", "tile_in", "tile_out", "matmul_tile_in", "filter_set", "direct_channels"),
-        *("columns", "in_flight", "product_rows", "product_columns"),
+        *("columns", "in_flight", "band_rows", "blocks", "product_rows", "product_columns"),
         *("alignment", "stored_block", "layout_block", "row_block", "element_bytes", "fast_bytes", "core_grain"),
     )
 )

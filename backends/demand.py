@@ -10,11 +10,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from backends.base import Demand, Kernel, Matrix, Workload
+from backends.base import Demand, Fact, Kernel, Matrix, Workload
 from backends.vocabulary import GATHERS, KNOWN, MATRIX, RESHAPES
 
 if TYPE_CHECKING:
     from backends.model import Backend
+
+_NEARLY_ALL = 0.9
+"""Share of the cores from which a cut is taken that leaves the others idle."""
 
 
 def demand(chip: Backend, kernel: Kernel) -> Demand | None:
@@ -65,12 +68,37 @@ def launch(head: Workload) -> str:
 
 
 def _idle(chip: Backend, matrix: Matrix) -> float:
-    """How much longer the busiest core works because whole images are dealt to the cores; 1 when none waits."""
+    """How much longer the busiest core works because whole pieces are dealt to the cores; 1 when none waits."""
     cores = int(chip.cores.value)
+    if matrix.kind == "matmul":
+        return 1.0 if chip.blocks is None or matrix.count > 1 else _idle_in_product(chip, matrix)
     # Few images are split further; from half as many as cores the tilings seen deal them whole.
-    if not chip.deals_images or matrix.kind == "matmul" or 2 * matrix.images < cores:
+    if not chip.deals_images or 2 * matrix.images < cores:
         return 1.0
-    return ceil(matrix.images, cores) * cores / matrix.images
+    bands = 1
+    if chip.band_rows is not None and matrix.window is not None:
+        bands = max(1, matrix.window.writes[0] // int(chip.band_rows.value))
+    pieces = matrix.images * bands
+    return ceil(pieces, cores) * cores / pieces
+
+
+def _idle_in_product(chip: Backend, matrix: Matrix) -> float:
+    """The same for a matrix product, cut into equal blocks: a divisor of its tile rows times one of its columns."""
+    cores, most = int(chip.cores.value), int(_value(chip.blocks))
+    rows = ceil(matrix.m, max(1, int(_value(chip.tile_rows))))
+    columns = ceil(matrix.n, int(chip.tile_out.value))
+    if not rows or not columns:
+        return 1.0
+    high, wide = ([d for d in range(1, most + 1) if side % d == 0] for side in (rows, columns))
+    blocks = max(product for a in high for b in wide if (product := a * b) <= min(cores, most))
+    # Seen in the logs: with few columns, rows that fall into `most` equal parts are cut so, though cores then wait.
+    if blocks < _NEARLY_ALL * cores and rows % most == 0 and columns <= 2 * most:
+        blocks = most
+    return ceil(blocks, cores) * cores / blocks
+
+
+def _value(fact: Fact | None) -> float:
+    return 1.0 if fact is None else fact.value
 
 
 def stored(elements: int, channels: int, block: int) -> int:

@@ -30,6 +30,8 @@ class Backend:
         epilogues: Operator types that the runtime fuses behind a matrix kernel.
         residual: Whether a fused operator may read a second activation (a residual Add).
         deals_images: Whether the samples of a batch are dealt to the cores whole (convolutions).
+        band_rows: Rows of the map written in one of the bands that an image may be dealt out in.
+        blocks: Equal blocks that a matrix product is cut into, at most, each for one core.
         free: Operator types that cost nothing unless they break the layout.
         block_bound: Operator types that leave the blocked layout when their channels are not whole blocks.
         keeps_blocks: Operator types that work on the blocked layout.
@@ -93,6 +95,8 @@ class Backend:
     cores: Fact
     core_macs_per_second: Fact
     core_adds_per_second: Fact
+    band_rows: Fact | None = None
+    blocks: Fact | None = None
     tile_rows: Fact | None = None
     tile_in: Fact
     tile_out: Fact
