@@ -1,0 +1,143 @@
+"""Every method of the benchmark by name, ours first: a measured network and a goal in, a model of that size out.
+
+Uniform widths, folding and the paper's own measure are cut here, on the same coupling as ours, and get the same two
+repairs; other tools run in their own interpreters (`outside`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from benchmarks.quality import folding, normalise, ours, outside, uniform
+from benchmarks.quality.rows import Goal
+from passes import apply
+from passes.records import Array, Shrink
+
+SEEDS = 3
+"""Random draws; one for the largest networks."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Work:
+    """One network on the bench of all methods.
+
+    Attributes:
+        shop: Measured once.
+        source: The file that everybody starts from.
+        calibration: The inputs that methods may look at.
+        onnxsim: Interpreter that has onnxsim.
+        torch: Interpreter that has PyTorch and Torch-Pruning.
+    """
+
+    shop: ours.Shop
+    source: Path
+    calibration: Mapping[str, Array]
+    onnxsim: str
+    torch: str
+    _places: tuple[normalise.Place, ...] | None = None
+    _statistics: normalise.Statistics = field(default_factory=dict)
+    _folded: dict[str, folding.Folded] = field(default_factory=dict)
+
+    def normalised(
+        self, cut: onnx.ModelProto, cuts: tuple[Shrink, ...], clusters: Mapping[int, Array] | None = None
+    ) -> onnx.ModelProto:
+        """Normalisation repair; the original is looked at once."""
+        if self._places is None:
+            self._places = normalise.places(self.shop)
+            self._statistics = normalise.record(self.shop, self._places)
+        return normalise.renormalise(self.shop, cut, cuts, self._places, self._statistics, clusters)
+
+
+Made = tuple[onnx.ModelProto, str]
+"""A model and a note."""
+
+Method = Callable[[Work, Goal], Made]
+Repair = str
+"""What follows a cut: "" nothing, "norm" the normalisation repair, "ridge" ours."""
+
+
+def ours_repaired(work: Work, goal: Goal) -> Made:
+    """Our way: the cheapest damage first, folded, repaired."""
+    return work.shop.cut(work.shop.point(goal)), ""
+
+
+def ours_folded(work: Work, goal: Goal) -> Made:
+    """The same plan with the fold alone."""
+    return work.shop.cut(work.shop.point(goal), repair=False), ""
+
+
+def cut(choice: uniform.Choice, repair: Repair, seed: int, reach: uniform.Reach, work: Work, goal: Goal) -> Made:
+    """Uniform widths, one choice of units, one repair."""
+    cuts = uniform.choose(work.shop, uniform.widths(work.shop, goal, reach), choice, seed)
+    model = uniform.drop(work.shop, cuts)
+    if repair == "norm":
+        model = work.normalised(model, cuts)
+    if repair == "ridge":
+        model = apply.mend(work.shop.bench, model, cuts)
+    return model, ""
+
+
+def fold(repair: Repair, reach: uniform.Reach, work: Work, goal: Goal) -> Made:
+    """Model folding at uniform widths, one repair."""
+    folded = folding.fold(work.shop, uniform.widths(work.shop, goal, reach))
+    if repair == "norm":
+        return work.normalised(folded.model, folded.cuts, folded.clusters), ""
+    if repair == "ridge":
+        return folding.mend(work.shop, folded), ""
+    return folded.model, ""
+
+
+def onnxsim(wanda: bool, finetune: bool, work: Work, goal: Goal) -> Made:
+    """Structured pruning of the tool onnxsim, its sparsity found by bisection."""
+    with tempfile.TemporaryDirectory() as name, outside.Worker(work.onnxsim, "onnxsim_worker.py") as worker:
+        folder = Path(name)
+        clean, pruned, tuned, data = (
+            str(folder / f) for f in ("clean.onnx", "pruned.onnx", "tuned.onnx", "calibration.npz")
+        )
+        np.savez(data, allow_pickle=False, **dict(work.calibration))
+        worker.do(action="simplify", source=str(work.source), destination=clean)
+
+        def make(share: float) -> onnx.ModelProto:
+            worker.do(action="prune", source=clean, destination=pruned, wanda=wanda, sparsity=share, calibration=data)
+            return onnx.load(pruned)
+
+        model, share, reached = outside.shrink_until(work.shop, goal, make)
+        note = f"sparsity {share:.2f}" if reached else "as small as it gets"
+        if finetune:
+            onnx.save(model, pruned)
+            worker.do(action="finetune", source=clean, pruned=pruned, destination=tuned, calibration=data)
+            model = onnx.load(tuned)
+        return model, note
+
+
+def _methods() -> dict[str, Method]:
+    repairs = (("", ""), ("norm", " + norm"), ("ridge", " + ridge"))
+    found: dict[str, Method] = {"ours": ours_repaired, "ours, fold alone": ours_folded}
+    choices: tuple[uniform.Choice, ...] = ("l1", "l2")
+    for choice in choices:
+        for repair, label in repairs:
+            found[choice.upper() + label] = partial(cut, choice, repair, 0, "all")
+    for repair, label in repairs:
+        for seed in range(SEEDS):
+            found[f"random{label} / {seed}"] = partial(cut, "random", repair, seed, "all")
+    for repair, label in repairs:
+        found[f"folding{label}"] = partial(fold, repair, "all")
+    for repair, label in repairs[1:]:
+        found[f"L2, inner{label}"] = partial(cut, "l2", repair, 0, "inner")
+        found[f"folding, inner{label}"] = partial(fold, repair, "inner")
+    found["QM-FRG"] = partial(cut, "spectral", "", 0, "all")
+    for wanda, name in ((False, "onnxsim"), (True, "onnxsim Wanda")):
+        found[name] = partial(onnxsim, wanda, False)
+        found[f"{name} + finetune"] = partial(onnxsim, wanda, True)
+    return found
+
+
+METHODS = _methods()
+"""In the order of the table."""
