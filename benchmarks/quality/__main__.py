@@ -21,6 +21,7 @@ from benchmarks.quality.rows import ROWS, Goal, Row
 from benchmarks.quality.subjects import SUBJECTS
 from passes import model_io, parallel, synthetic
 from passes.samples import Inputs
+from passes.settings import Settings
 
 SYNTHETIC = 1024
 """Generated inputs of a row without data."""
@@ -39,6 +40,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tables", action="store_true", help="Print what is known, make nothing.")
     parser.add_argument("--onnxsim", default=outside.default_python(), help="Python that has onnxsim >= 0.8.")
     parser.add_argument("--torch", default=outside.default_python(), help="Python that has torch-pruning.")
+    parser.add_argument("--threads", type=int, default=0, help="While models are made; 1 on a machine that is shared.")
     parser.add_argument("--draws", type=int, default=peers.SEEDS, help="Random draws of each network.")
     return parser.parse_args(arguments)
 
@@ -70,9 +72,9 @@ def run(given: argparse.Namespace, row: Row, store: Store, console: Console) -> 
     calibration = _calibration(row, original)
     started = time.perf_counter()
     with parallel.single_threaded():
-        shop = ours.prepare(subject.path, calibration)
+        shop = ours.prepare(subject.path, calibration, Settings(threads=given.threads))
         prepared = time.perf_counter() - started
-        reference = Reference.of(original, *subject.evaluation())
+        reference = Reference.of(original, *subject.evaluation(), given.threads)
         store.describe(
             row_key(row),
             top1=round(reference.top1, 4),
@@ -91,6 +93,8 @@ def run(given: argparse.Namespace, row: Row, store: Store, console: Console) -> 
         for goal, method in todo:
             name = key(row, goal, method)
             cell = make(work, reference, name, goal, method)
+            if cell is None:
+                continue
             store.put(name, cell)
             lost = "" if cell.lost is None else f"lost {cell.lost:.2f} ± {cell.error:.2f} at {cell.macs_ratio:.2f}x"
             console.print(f"  {goal.label}: {method}: {lost} {cell.note}", highlight=False)
@@ -102,13 +106,15 @@ def _calibration(row: Row, original: onnx.ModelProto) -> Inputs:
     return SUBJECTS[row.subject].calibration(row.samples)
 
 
-def make(work: peers.Work, reference: Reference, name: Key, goal: Goal, method: str) -> Cell:
-    """One cell; the model is kept for the timing. What a method cannot do is its note."""
+def make(work: peers.Work, reference: Reference, name: Key, goal: Goal, method: str) -> Cell | None:
+    """One cell; the model is kept for the timing. What it cannot do is its note; None when it is no other method."""
     file = Path(path(name))
     file.unlink(missing_ok=True)
     started = time.perf_counter()
     try:
         model, note = peers.METHODS[method](work, goal)
+    except peers.SameAsAllError:
+        return None
     except (uniform.UnreachableError, outside.NotAvailableError, RuntimeError, ValueError) as error:
         return Cell(note=f"skipped: {error}"[:200])
     seconds = time.perf_counter() - started

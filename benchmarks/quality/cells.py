@@ -72,20 +72,23 @@ class Reference:
     Attributes:
         classes: Its answers.
         macs: Of one sample.
+        threads: Of ONNX Runtime; 0 lets it decide.
     """
 
     feeds: Mapping[str, Array]
     labels: Labels
     classes: Labels
     macs: int
+    threads: int
 
     @classmethod
-    def of(cls, original: onnx.ModelProto, feeds: Mapping[str, Array], labels: Labels) -> Reference:
+    def of(cls, original: onnx.ModelProto, feeds: Mapping[str, Array], labels: Labels, threads: int = 0) -> Reference:
         """Run it."""
         macs = profile(original, backends.get("cpu"), 1, None).macs
         if macs is None:
             raise ValueError("expected a model whose shapes can all be inferred")
-        return cls(feeds=feeds, labels=labels, classes=np.argmax(scores(original, feeds), axis=1), macs=macs)
+        classes = np.argmax(scores(original, feeds, threads), axis=1)
+        return cls(feeds=feeds, labels=labels, classes=classes, macs=macs, threads=threads)
 
     @property
     def top1(self) -> float:
@@ -94,7 +97,7 @@ class Reference:
 
     def judge(self, model: onnx.ModelProto, made_seconds: float | None, note: str) -> Cell:
         """Everything but the measured times."""
-        classes = np.argmax(scores(model, self.feeds), axis=1)
+        classes = np.argmax(scores(model, self.feeds, self.threads), axis=1)
         lost = (self.classes == self.labels).astype(np.float64) - (classes == self.labels)
         weighed = profile(model, backends.get("cpu"), 1, None)
         return Cell(

@@ -18,7 +18,7 @@ import onnx
 from benchmarks.quality import folding, normalise, ours, outside, uniform
 from benchmarks.quality.rows import Goal
 from passes import apply
-from passes.records import Array, Shrink
+from passes.records import Array, Json, Shrink
 
 SEEDS = 3
 """Random draws; one for the largest networks."""
@@ -73,9 +73,21 @@ def ours_folded(work: Work, goal: Goal) -> Made:
     return work.shop.cut(work.shop.point(goal), repair=False), ""
 
 
+class SameAsAllError(ValueError):
+    """A method for inner widths, of a network that has no others."""
+
+
+def _widths(work: Work, goal: Goal, reach: uniform.Reach) -> dict[str, int]:
+    everything = ours.scope(work.shop.found, work.shop.bench.coupling, goal)
+    inner = ours.scope(work.shop.found, work.shop.bench.coupling, Goal(kind="inner", value=0.0, bar=goal.bar))
+    if reach == "inner" and everything <= inner:
+        raise SameAsAllError("all widths are inner ones")
+    return uniform.widths(work.shop, goal, reach)
+
+
 def cut(choice: uniform.Choice, repair: Repair, seed: int, reach: uniform.Reach, work: Work, goal: Goal) -> Made:
     """Uniform widths, one choice of units, one repair."""
-    cuts = uniform.choose(work.shop, uniform.widths(work.shop, goal, reach), choice, seed)
+    cuts = uniform.choose(work.shop, _widths(work, goal, reach), choice, seed)
     model = uniform.drop(work.shop, cuts)
     if repair == "norm":
         model = work.normalised(model, cuts)
@@ -86,7 +98,7 @@ def cut(choice: uniform.Choice, repair: Repair, seed: int, reach: uniform.Reach,
 
 def fold(repair: Repair, reach: uniform.Reach, work: Work, goal: Goal) -> Made:
     """Model folding at uniform widths, one repair."""
-    folded = folding.fold(work.shop, uniform.widths(work.shop, goal, reach))
+    folded = folding.fold(work.shop, _widths(work, goal, reach))
     if repair == "norm":
         return work.normalised(folded.model, folded.cuts, folded.clusters), ""
     if repair == "ridge":
@@ -117,6 +129,52 @@ def onnxsim(wanda: bool, finetune: bool, work: Work, goal: Goal) -> Made:
         return model, note
 
 
+def torch_pruning(reduction: str, competing: bool, work: Work, goal: Goal) -> Made:
+    """Torch-Pruning on a PyTorch twin of the file: its normalisations are nodes where the file has them.
+
+    Where it cannot carry a cut of residual streams through, the widths inside the blocks are left to it.
+    """
+    bench = work.shop.bench
+    inner = ours.scope(work.shop.found, bench.coupling, Goal(kind="inner", value=0.0, bar=goal.bar))
+    allowed = ours.scope(work.shop.found, bench.coupling, goal)
+    reaches = [allowed] if goal.kind in ("inner", "expanded") else [allowed, inner]
+    with tempfile.TemporaryDirectory() as name, outside.Worker(work.torch, "torch_worker.py") as worker:
+        source, pruned = work.source, str(Path(name) / "pruned.onnx")
+        if all(node.op_type != "BatchNormalization" for node in onnx.load(source).graph.node):
+            source = Path(name) / "source.onnx"
+            onnx.save(bench.model, source)
+        for number, reach in enumerate(reaches):
+            roots: list[Json] = sorted(
+                {
+                    node
+                    for candidate in work.shop.found
+                    if candidate.group.name in reach
+                    for node in candidate.group.nodes("produces")
+                }
+            )
+
+            def make(share: float, roots: list[Json] = roots) -> onnx.ModelProto:
+                worker.do(
+                    source=str(source),
+                    destination=pruned,
+                    share=share,
+                    reduction=reduction,
+                    competing=competing,
+                    roots=roots,
+                )
+                return onnx.load(pruned)
+
+            try:
+                model, share, reached = outside.shrink_until(work.shop, goal, make)
+            except RuntimeError:
+                if number == len(reaches) - 1:
+                    raise
+                continue
+            note = f"share {share:.2f}" if reached else "as small as it gets"
+            return model, f"{note}, inside blocks" if number else note
+    raise ValueError("no group is left to it")
+
+
 def _methods() -> dict[str, Method]:
     repairs = (("", ""), ("norm", " + norm"), ("ridge", " + ridge"))
     found: dict[str, Method] = {"ours": ours_repaired, "ours, fold alone": ours_folded}
@@ -136,6 +194,9 @@ def _methods() -> dict[str, Method]:
     for wanda, name in ((False, "onnxsim"), (True, "onnxsim Wanda")):
         found[name] = partial(onnxsim, wanda, False)
         found[f"{name} + finetune"] = partial(onnxsim, wanda, True)
+    found["Torch-Pruning magnitude"] = partial(torch_pruning, "first", False)
+    found["Torch-Pruning group"] = partial(torch_pruning, "mean", False)
+    found["Torch-Pruning group, competing"] = partial(torch_pruning, "mean", True)
     return found
 
 

@@ -65,9 +65,9 @@ def as_inputs(name: str, values: Array, source: str) -> Inputs:
     return Inputs(feeds=feeds, labels=None, source=source, digest=digest_feeds(feeds))
 
 
-def scores(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
+def scores(model: onnx.ModelProto, feeds: Mapping[str, Array], threads: int = 0) -> Array:
     """First output for every sample, (samples, classes)."""
-    runner = runtime.session(model)
+    runner = runtime.session(model, threads=threads)
     name = runtime.tensor_outputs(runner)[0]
     values = [run[name] for run in runtime.run_batches(runner, feeds, EVALUATION_RUN)]
     return np.concatenate(

@@ -12,6 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from benchmarks.quality import peers
 from benchmarks.quality.cells import Cell, Key, Store, row_key
 from benchmarks.quality.latency import lost_at
 from benchmarks.quality.rows import Goal, Row
@@ -73,13 +74,12 @@ def best_peer(found: Mapping[str, Cell]) -> tuple[str, float] | None:
 
 
 def methods(cells: Mapping[Key, Cell], row: str, goal: str) -> dict[str, Cell]:
-    """Cells of one size, draws of one method averaged, ours first and then as they were made."""
+    """Cells of one size, draws of one method averaged, ours first."""
     found: dict[str, list[Cell]] = {}
-    for (of_row, of_goal, method), cell in cells.items():
-        if (of_row, of_goal) == (row, goal):
+    for method in peers.METHODS:
+        if (cell := cells.get((row, goal, method))) is not None:
             found.setdefault(method.partition(" / ")[0], []).append(cell)
-    ordered = sorted(found, key=lambda method: not method.startswith(OURS))
-    return {method: mean(found[method]) for method in ordered}
+    return {method: mean(draws) for method, draws in found.items()}
 
 
 def mean(draws: Sequence[Cell]) -> Cell:
