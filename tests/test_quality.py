@@ -49,6 +49,7 @@ def shop() -> ours.Shop:
 def work(shop: ours.Shop) -> peers.Work:
     return peers.Work(
         shop=shop,
+        blind=None,
         source=digits.MODEL,
         calibration=calibration().feeds,
         onnxsim="no such python",

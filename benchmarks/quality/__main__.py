@@ -45,7 +45,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def wanted(given: argparse.Namespace, goal: Goal) -> list[str]:
+def wanted(given: argparse.Namespace, row: Row, goal: Goal) -> list[str]:
     """Names of the methods to run at a goal."""
     starts = [s.strip() for s in given.methods.split(";")] if given.methods else [""]
     return [
@@ -54,7 +54,14 @@ def wanted(given: argparse.Namespace, goal: Goal) -> list[str]:
         if any(name == s or (s != "ours" and name.startswith(s)) for s in starts)
         and int(name.partition(" / ")[2] or 0) < given.draws
         and not (", inner" in name and goal.kind in ("inner", "expanded"))
+        and not (name == "ours, no data" and _has_blind_row(row, goal))
     ]
+
+
+def _has_blind_row(row: Row, goal: Goal) -> bool:
+    """Whether another row is this size of this network without data."""
+    others = (other for other in ROWS if other.subject == row.subject and other.samples is None)
+    return any((g.kind, g.value) == (goal.kind, goal.value) for other in others for g in other.goals)
 
 
 def run(given: argparse.Namespace, row: Row, store: Store, console: Console) -> None:
@@ -63,16 +70,17 @@ def run(given: argparse.Namespace, row: Row, store: Store, console: Console) -> 
     todo = [
         (goal, method)
         for goal in row.goals
-        for method in wanted(given, goal)
+        for method in wanted(given, row, goal)
         if not (given.resume and key(row, goal, method) in store.cells)
     ]
     if not todo:
         return
     original = model_io.prepare(model_io.load(subject.path))
     calibration = _calibration(row, original)
+    settings = Settings(threads=given.threads)
     started = time.perf_counter()
     with parallel.single_threaded():
-        shop = ours.prepare(subject.path, calibration, Settings(threads=given.threads))
+        shop = ours.prepare(subject.path, calibration, settings)
         prepared = time.perf_counter() - started
         reference = Reference.of(original, *subject.evaluation(), given.threads)
         store.describe(
@@ -85,6 +93,7 @@ def run(given: argparse.Namespace, row: Row, store: Store, console: Console) -> 
         console.print(f"{row_key(row)}: measured in {prepared:.1f} s")
         work = peers.Work(
             shop=shop,
+            blind=None if row.samples is None else lambda: _blind(subject.path, original, settings),
             source=subject.path,
             calibration=calibration.feeds,
             onnxsim=given.onnxsim,
@@ -106,6 +115,10 @@ def _calibration(row: Row, original: onnx.ModelProto) -> Inputs:
     return SUBJECTS[row.subject].calibration(row.samples)
 
 
+def _blind(file: Path, original: onnx.ModelProto, settings: Settings) -> ours.Shop:
+    return ours.prepare(file, synthetic.synthesise(original, SYNTHETIC, SEED), settings)
+
+
 def make(work: peers.Work, reference: Reference, name: Key, goal: Goal, method: str) -> Cell | None:
     """One cell; the model is kept for the timing. What it cannot do is its note; None when it is no other method."""
     file = Path(path(name))
@@ -113,7 +126,7 @@ def make(work: peers.Work, reference: Reference, name: Key, goal: Goal, method: 
     started = time.perf_counter()
     try:
         model, note = peers.METHODS[method](work, goal)
-    except peers.SameAsAllError:
+    except peers.RedundantError:
         return None
     except (uniform.UnreachableError, outside.NotAvailableError, RuntimeError, ValueError) as error:
         return Cell(note=f"skipped: {error}"[:200])
@@ -156,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for goal in row.goals:
             if tables.methods(store.cells, row_key(row), goal.label):
                 console.print(tables.table(store, row, goal))
+    console.print(tables.summary(store, rows))
     return 0
 
 

@@ -24,12 +24,17 @@ SEEDS = 3
 """Random draws; one for the largest networks."""
 
 
+class RedundantError(ValueError):
+    """The method would do what another one does."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Work:
     """One network on the bench of all methods.
 
     Attributes:
         shop: Measured once.
+        blind: Measures the same network on generated inputs; None where `shop` is that already.
         source: The file that everybody starts from.
         calibration: The inputs that methods may look at.
         onnxsim: Interpreter that has onnxsim.
@@ -37,13 +42,21 @@ class Work:
     """
 
     shop: ours.Shop
+    blind: Callable[[], ours.Shop] | None
     source: Path
     calibration: Mapping[str, Array]
     onnxsim: str
     torch: str
+    _unseen: ours.Shop | None = None
     _places: tuple[normalise.Place, ...] | None = None
     _statistics: normalise.Statistics = field(default_factory=dict)
     _folded: dict[str, folding.Folded] = field(default_factory=dict)
+
+    def unseen(self, measure: Callable[[], ours.Shop]) -> ours.Shop:
+        """The network measured on generated inputs, once."""
+        if self._unseen is None:
+            self._unseen = measure()
+        return self._unseen
 
     def normalised(
         self, cut: onnx.ModelProto, cuts: tuple[Shrink, ...], clusters: Mapping[int, Array] | None = None
@@ -73,16 +86,20 @@ def ours_folded(work: Work, goal: Goal) -> Made:
     return work.shop.cut(work.shop.point(goal), repair=False), ""
 
 
-class SameAsAllError(ValueError):
-    """A method for inner widths, of a network that has no others."""
-
-
 def _widths(work: Work, goal: Goal, reach: uniform.Reach) -> dict[str, int]:
     everything = ours.scope(work.shop.found, work.shop.bench.coupling, goal)
     inner = ours.scope(work.shop.found, work.shop.bench.coupling, Goal(kind="inner", value=0.0, bar=goal.bar))
     if reach == "inner" and everything <= inner:
-        raise SameAsAllError("all widths are inner ones")
+        raise RedundantError("all widths are inner ones")
     return uniform.widths(work.shop, goal, reach)
+
+
+def ours_blind(work: Work, goal: Goal) -> Made:
+    """Our way on generated inputs alone."""
+    if work.blind is None:
+        raise RedundantError("the row has no data anyway")
+    shop = work.unseen(work.blind)
+    return shop.cut(shop.point(goal)), ""
 
 
 def cut(choice: uniform.Choice, repair: Repair, seed: int, reach: uniform.Reach, work: Work, goal: Goal) -> Made:
@@ -177,7 +194,11 @@ def torch_pruning(reduction: str, competing: bool, work: Work, goal: Goal) -> Ma
 
 def _methods() -> dict[str, Method]:
     repairs = (("", ""), ("norm", " + norm"), ("ridge", " + ridge"))
-    found: dict[str, Method] = {"ours": ours_repaired, "ours, fold alone": ours_folded}
+    found: dict[str, Method] = {
+        "ours": ours_repaired,
+        "ours, fold alone": ours_folded,
+        "ours, no data": ours_blind,
+    }
     choices: tuple[uniform.Choice, ...] = ("l1", "l2")
     for choice in choices:
         for repair, label in repairs:

@@ -32,6 +32,7 @@ COLUMNS = (
     "note",
 )
 OURS = "ours"
+BLIND = "ours, no data"
 
 
 def table(store: Store, row: Row, goal: Goal) -> Table:
@@ -47,10 +48,53 @@ def table(store: Store, row: Row, goal: Goal) -> Table:
     return result
 
 
+def summary(store: Store, rows: Sequence[Row]) -> Table:
+    """One line a size: ours, the bar, the best peer of that size."""
+    names = (
+        "network",
+        "size",
+        "original %",
+        "bar",
+        "ours loses",
+        "bar",
+        "no data",
+        "best peer",
+        "it loses",
+        "ahead by",
+    )
+    result = Table(*names, box=box.SIMPLE)
+    for column in (*result.columns[2:5], result.columns[6], *result.columns[8:]):
+        column.justify = "right"
+    for row in rows:
+        for goal in row.goals:
+            found = methods(store.cells, row_key(row), goal.label)
+            mine, best = found.get(OURS, Cell()), best_peer(found)
+            if mine.lost is None:
+                continue
+            blind = found.get(BLIND, Cell())
+            result.add_row(
+                row_key(row),
+                goal.label,
+                _number(_fact(store, row, "top1"), ".2f"),
+                f"{goal.bar:g}",
+                f"{mine.lost:.2f} ± {mine.error or 0.0:.2f}",
+                "met" if mine.lost <= goal.bar else "missed",
+                _number(blind.lost, ".2f"),
+                best[0] if best else "",
+                f"{best[1]:.2f}" if best else "",
+                f"{best[1] - mine.lost:+.2f}" if best else "",
+            )
+    return result
+
+
+def _fact(store: Store, row: Row, name: str) -> float | None:
+    value = store.rows.get(row_key(row), {}).get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
 def heading(store: Store, row: Row, goal: Goal, found: Mapping[str, Cell]) -> str:
     """The size, the bar and whether it is met, and the best peer."""
-    facts = store.rows.get(row_key(row), {})
-    text = f"{row_key(row)}, {goal.label}; original {facts.get('top1', float('nan')):.2f} %"
+    text = f"{row_key(row)}, {goal.label}; original {_number(_fact(store, row, 'top1'), '.2f')} %"
     mine = found.get(OURS)
     if mine is None or mine.lost is None:
         return f"{text}; bar {goal.bar:g} points"
