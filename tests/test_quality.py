@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +290,22 @@ def test_skipped_cells_are_no_peers() -> None:
         "c": Cell(note="skipped: not installed"),
     }
     assert tables.best_peer(found) == ("b", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("module", "method"),
+    [
+        ("onnxsim.pruning", "onnxsim"),
+        ("torch_pruning", "Torch-Pruning magnitude"),
+        ("torch_pruning", "Torch-Pruning group"),
+    ],
+)
+def test_other_tools_reach_the_size_where_they_are_installed(
+    work: peers.Work, reference: Reference, module: str, method: str
+) -> None:
+    pytest.importorskip(module.partition(".")[0])
+    pytest.importorskip(module)
+    model, note = peers.METHODS[method](replace(work, onnxsim=sys.executable, torch=sys.executable), SLIGHT)
+    onnx.checker.check_model(model, full_check=True)
+    cell = reference.judge(model, None, note)
+    assert cell.macs is not None and cell.macs <= reference.macs / SLIGHT.value

@@ -36,7 +36,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", help="Beginnings of names of methods, with semicolons; default: all.")
     parser.add_argument("--latency", action="store_true", help="Time the models that were kept.")
     parser.add_argument("--seconds", type=float, default=latency.SECONDS, help="Timing budget of a network.")
-    parser.add_argument("--resume", action="store_true", help="Make only cells that are missing.")
+    parser.add_argument("--resume", action="store_true", help="Make only cells that are missing or were skipped.")
     parser.add_argument("--tables", action="store_true", help="Print what is known, make nothing.")
     parser.add_argument("--onnxsim", default=outside.default_python(), help="Python that has onnxsim >= 0.8.")
     parser.add_argument("--torch", default=outside.default_python(), help="Python that has torch-pruning.")
@@ -71,7 +71,7 @@ def run(given: argparse.Namespace, row: Row, store: Store, console: Console) -> 
         (goal, method)
         for goal in row.goals
         for method in wanted(given, row, goal)
-        if not (given.resume and key(row, goal, method) in store.cells)
+        if not (given.resume and store.cells.get(key(row, goal, method), Cell()).lost is not None)
     ]
     if not todo:
         return
