@@ -161,16 +161,15 @@ def torch_pruning(reduction: str, competing: bool, work: Work, goal: Goal) -> Ma
             source = Path(name) / "source.onnx"
             onnx.save(bench.model, source)
         for number, reach in enumerate(reaches):
-            roots: list[Json] = sorted(
-                {
-                    node
-                    for candidate in work.shop.found
-                    if candidate.group.name in reach
-                    for node in candidate.group.nodes("produces")
-                }
-            )
+            makers = {
+                node
+                for candidate in work.shop.found
+                if candidate.group.name in reach
+                for node in candidate.group.nodes("produces")
+            }
+            every: list[Json] = [*sorted(makers)]
 
-            def make(share: float, roots: list[Json] = roots) -> onnx.ModelProto:
+            def make(share: float, roots: list[Json] = every) -> onnx.ModelProto:
                 worker.do(
                     source=str(source),
                     destination=pruned,
