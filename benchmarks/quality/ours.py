@@ -5,10 +5,11 @@ A network, calibration inputs and a goal come in, a cut and repaired network goe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
 import onnx
 
 import backends
@@ -104,7 +105,7 @@ class Shop:
         return float(macs)
 
 
-def prepare(path: onnx.ModelProto | str, calibration: Inputs, settings: Settings | None = None) -> Shop:
+def prepare(path: onnx.ModelProto | Path | str, calibration: Inputs, settings: Settings | None = None) -> Shop:
     """Load, simplify exactly, couple, measure."""
     settings = settings or Settings()
     original = model_io.prepare(model_io.load(path))
@@ -151,7 +152,7 @@ def weights(bench: apply.Bench, found: Sequence[Candidate], widths: Mapping[str,
     names = {c.group.name: bench.coupling.atom_of[c.group.name].key for c in found}
     sizes = {names[name]: width for name, width in widths.items()}
     tensors = {site.tensor for c in found for site in c.group.sites if site.role in ("produces", "consumes")}
-    return sum(int(np.prod(bench.coupling.shape(tensor, sizes), dtype=np.int64)) for tensor in tensors)
+    return sum(math.prod(bench.coupling.shape(tensor, sizes) or ()) for tensor in tensors)
 
 
 __all__ = ["Macs", "Shop", "prepare", "replace", "scope", "uniform", "weights"]
