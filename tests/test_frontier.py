@@ -42,11 +42,9 @@ def test_a_chip_without_prices_spreads_points_by_what_they_save() -> None:
 
 def test_every_model_of_the_frontier_is_what_its_record_says(tmp_path: Path) -> None:
     output = tmp_path / "small.onnx"
-    code = CliRunner().invoke(
-        module_app,
-        [str(digits.MODEL), "--data", *DATA, "--labels", str(digits.CALIBRATION_LABELS), "--max-drop", "0.01"]
-        + ["--target", "cpu:avx512", "--pareto", "3", "--threads", "1", "--samples", "256", "-o", str(output)],
-    )
+    command = [str(digits.MODEL), "--target", "cpu:avx512", "--pareto", "3", "-o", str(output), "--threads", "1"]
+    command += ["--data", *DATA, "--labels", str(digits.CALIBRATION_LABELS), "--max-drop", "0.01", "--samples", "256"]
+    code = CliRunner().invoke(module_app, command)
     assert code.exit_code == 0, code.output
     report = json.loads(output.with_suffix(".report.json").read_text(encoding="utf-8"))
     variants = report["frontier"]
