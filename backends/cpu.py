@@ -48,6 +48,8 @@ _AVX512 = Backend(
     epilogues=frozenset({"BatchNormalization", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "Add"}),
     residual=True,
     block_bound=CHANNEL_CUTS | POOLS,
+    # ONNX Runtime's layout transformer knows Concat alone of the channel cuts.
+    plain_only=CHANNEL_CUTS - {"Concat"},
     element_bytes=Fact(value=4, source="float32, as the file says"),
     cores=Fact(value=1, source="threads of ONNX Runtime; one is the stated default", assumed=True),
     core_macs_per_second=Fact(

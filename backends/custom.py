@@ -32,7 +32,7 @@ WHOLE = frozenset(
 )
 """Facts that count something."""
 
-_SETS = {"epilogues": KNOWN, "free": KNOWN, "block_bound": KNOWN}
+_SETS = {"epilogues": KNOWN, "free": KNOWN, "block_bound": KNOWN, "plain_only": KNOWN}
 _TOP = ("name", "like", "channel_step", "residual", "deals_images", *_SETS, "facts", "vector", "without")
 _FACT_KEYS = ("value", "source", "assumed")
 

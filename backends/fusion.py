@@ -19,6 +19,7 @@ def fuse(
     epilogues: AbstractSet[str],
     residual: bool,
     block_bound: AbstractSet[str],
+    plain_only: AbstractSet[str] = frozenset(),
 ) -> tuple[Kernel, ...]:
     """Let each matrix workload absorb the epilogue behind it while one node alone reads what it writes.
 
@@ -27,6 +28,7 @@ def fuse(
         epilogues: Operator types that a matrix kernel may absorb.
         residual: Whether an absorbed node may read a second activation.
         block_bound: Operator types that leave the blocked layout when their channels are not whole blocks.
+        plain_only: Operator types that leave it whatever their channels.
 
     Returns:
         Kernels in the order of their heads.
@@ -49,11 +51,11 @@ def fuse(
             epilogue.append(work)
             tail = work
         groups.append((head, tuple(epilogue)))
-    return _lay_out(groups, block_bound)
+    return _lay_out(groups, block_bound, KEEPS_BLOCKS - plain_only)
 
 
 def _lay_out(
-    groups: Sequence[tuple[Workload, tuple[Workload, ...]]], block_bound: AbstractSet[str]
+    groups: Sequence[tuple[Workload, tuple[Workload, ...]]], block_bound: AbstractSet[str], keeps: AbstractSet[str]
 ) -> tuple[Kernel, ...]:
     produced = {name for head, epilogue in groups for work in (head, *epilogue) for name in work.outputs}
     blocked: set[str] = set()
@@ -64,11 +66,11 @@ def _lay_out(
         if head.op_type in CONVOLUTIONS:
             # A graph input is converted once whatever the plan; only a break inside the graph is charged.
             layout = "enter" if not reads_blocks and any(name in produced for name in head.inputs) else ""
-        elif reads_blocks and head.op_type in block_bound:
+        elif reads_blocks and head.op_type in block_bound & keeps:
             layout = "stay"
-        elif reads_blocks and head.op_type not in KEEPS_BLOCKS:
+        elif reads_blocks and head.op_type not in keeps:
             layout = "leave"
-        works_on_blocks = head.op_type in CONVOLUTIONS or (reads_blocks and head.op_type in KEEPS_BLOCKS)
+        works_on_blocks = head.op_type in CONVOLUTIONS or (reads_blocks and head.op_type in keeps)
         if works_on_blocks:
             blocked.update(name for work in (head, *epilogue) for name in work.outputs)
         kernels.append(Kernel(head=head, epilogue=epilogue, layout=layout, blocked=works_on_blocks))

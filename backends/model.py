@@ -31,6 +31,7 @@ class Backend:
         deals_images: Whether the samples of a batch are dealt to the cores whole (convolutions).
         free: Operator types that cost nothing unless they break the layout.
         block_bound: Operator types that leave the blocked layout when their channels are not whole blocks.
+        plain_only: Operator types that leave it whatever their channels.
         element_bytes: Of an activation or weight in the precision the chip runs.
         cores: Cores that share the tiles of a matrix product.
         core_macs_per_second: Peak of one core in that precision.
@@ -79,6 +80,7 @@ class Backend:
     deals_images: bool = False
     free: frozenset[str] = FREE
     block_bound: frozenset[str] = CHANNEL_CUTS
+    plain_only: frozenset[str] = frozenset()
     element_bytes: Fact
     cores: Fact
     core_macs_per_second: Fact
@@ -134,13 +136,20 @@ class Backend:
             "epilogues": sorted(self.epilogues),
             "free": sorted(self.free),
             "block_bound": sorted(self.block_bound),
+            **({"plain_only": sorted(self.plain_only)} if self.plain_only else {}),
             "facts": {name: fact.value for name, fact in self.facts().items()},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def fuse(self, workloads: Sequence[Workload]) -> tuple[Kernel, ...]:
         """Group a graph's nodes, in topological order, into the kernels that the runtime launches."""
-        return fuse(workloads, epilogues=self.epilogues, residual=self.residual, block_bound=self.block_bound)
+        return fuse(
+            workloads,
+            epilogues=self.epilogues,
+            residual=self.residual,
+            block_bound=self.block_bound,
+            plain_only=self.plain_only,
+        )
 
     def demand(self, kernel: Kernel) -> Demand | None:
         """What one fused kernel asks of the chip; None when it holds an operator type that the model does not know."""
