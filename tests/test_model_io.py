@@ -113,11 +113,23 @@ def test_checker_failure_is_one_line() -> None:
 
 def test_large_models_are_checked_without_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_io, "CHECK_BYTES", 0)
-    monkeypatch.setattr(model_io, "CHUNK", 1)
+    monkeypatch.setattr(model_io, "SMALL_BYTES", 1)
     model_io.load(linear())
     model = linear()
     model.graph.node[0].input[1] = "nowhere"
     with pytest.raises(ModelError, match="nowhere"):
+        model_io.load(model)
+    model = linear()
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
+    with pytest.raises(ModelError, match=r"does not hold the \d+ values of its shape .* cut short"):
+        model_io.load(model)
+
+
+def test_an_old_file_whose_weights_are_no_inputs_is_refused_at_any_usual_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_io, "CHECK_BYTES", 0)
+    model = linear()
+    model.ir_version = 3
+    with pytest.raises(ModelError, match="not a valid ONNX model"):
         model_io.load(model)
 
 
@@ -286,6 +298,18 @@ def test_prepare_inlines_and_names_every_node_without_touching_the_source() -> N
         )
         assert loaded.proto.SerializeToString(deterministic=True) == before
         np.testing.assert_array_equal(run(model), run(loaded.proto))
+
+
+def test_a_reader_gets_the_loaded_model_itself_unless_something_has_to_change() -> None:
+    model = linear()
+    model.graph.node[0].name = ""
+    loaded = model_io.load(model)
+    assert model_io.prepare(loaded, read_only=True) == model_io.prepare(loaded) != loaded.proto
+    for place, node in enumerate(model.graph.node):
+        node.name = f"named {place}"
+    loaded = model_io.load(model)
+    assert model_io.prepare(loaded, read_only=True) is loaded.proto
+    assert model_io.prepare(loaded) is not loaded.proto
 
 
 def test_prepare_keeps_unique_names_and_separates_equal_ones() -> None:
