@@ -21,7 +21,7 @@ import onnx.numpy_helper
 from google.protobuf.message import DecodeError
 
 from passes.errors import ModelError
-from passes.graph_io import nodes_of, to_graph, to_model
+from passes.graph_io import WEIGHTS_APART, nodes_of, to_graph, to_model
 from passes.interface import inputs_of
 from passes.storage import save, save_text, shell, tensor_bytes, weight_bytes
 
@@ -336,6 +336,9 @@ def _notes(model: onnx.ModelProto) -> Iterator[str]:
         yield f"weights of reduced precision are left alone: {', '.join(halves)}"
     if any(node.op_type in _QUANTISED for node in nodes):
         yield "quantised operators are left alone"
+    listed = {value.name for value in model.graph.input} & {tensor.name for tensor in model.graph.initializer}
+    if listed and model.ir_version >= WEIGHTS_APART:
+        yield f"{len(listed)} weights are inputs with defaults; a result that changes one of them lists none as input"
 
 
 def _digest(model: onnx.ModelProto) -> str:

@@ -35,10 +35,13 @@ LIGHT_TRIALS = 6
 MORE_TRIALS = 4
 """Repaired trials beyond those while nothing has passed: each goes a factor of three less deep."""
 
+WORTHWHILE = 0.05
+"""Share of the modelled time that one more repaired trial must promise to save, where a trial costs half a minute."""
+
 RECOVERY = 0.75
 """Share of the damage that is left, as a rule, when the sequential repair has absorbed what the refits left."""
 
-AIM = 0.8
+AIM = 0.7
 """Share of the budget that a trial is aimed at, and the most that the line through all trials may say of a drop. A drop
 on a few thousand samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones
 every second time."""
@@ -147,6 +150,8 @@ def best(
             if low < 0:
                 aim = min(aim, points[position].damage / (3 if number >= trials - 1 else 1))
             position = _nearest(points, low, high, aim)
+            if low >= 0 and not light and _promise(points[low], points[position]) < WORTHWHILE:
+                break
     return made.chosen(), tuple(seen)
 
 
@@ -244,6 +249,11 @@ def _nearest(points: Sequence[Point], low: int, high: int, damage: float) -> int
     inside = range(low + 1, high)
     aim = math.log(max(damage, 1e-12))
     return min(inside, key=lambda i: (abs(math.log(max(points[i].damage, 1e-12)) - aim), i), default=low)
+
+
+def _promise(now: Point, then: Point) -> float:
+    """Share of the modelled time that the second point saves against the first; all of it when it has no price."""
+    return 1.0 if now.seconds is None or then.seconds is None else 1 - then.seconds / now.seconds
 
 
 def _try(

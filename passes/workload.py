@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends import Backend, Cost, Demand, Kernel, Matrix, Workload
+from backends import Backend, Cost, Demand, Kernel, Matrix, Window, Workload
 from passes.structure import Structure, structures
 
 __all__ = ["Pricer", "Shape", "ShapeOf", "Structure", "price", "structures", "workload"]
@@ -232,6 +232,7 @@ def _conv(structure: Structure, read: Sequence[Shape], written: Sequence[Shape])
         kind="depthwise" if groups > 1 and w[1] == 1 else "conv",
         constant_weights=structure.operands[1] in structure.constants,
         images=x[0],
+        window=Window(taps=w[2:], reads=x[2:], writes=y[2:]) if len(x) == 4 else None,
     )
 
 

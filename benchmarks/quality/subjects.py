@@ -65,9 +65,9 @@ def as_inputs(name: str, values: Array, source: str) -> Inputs:
     return Inputs(feeds=feeds, labels=None, source=source, digest=digest_feeds(feeds))
 
 
-def scores(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
+def scores(model: onnx.ModelProto, feeds: Mapping[str, Array], threads: int = 0) -> Array:
     """First output for every sample, (samples, classes)."""
-    runner = runtime.session(model)
+    runner = runtime.session(model, threads=threads)
     name = runtime.tensor_outputs(runner)[0]
     values = [run[name] for run in runtime.run_batches(runner, feeds, EVALUATION_RUN)]
     return np.concatenate(
@@ -75,11 +75,15 @@ def scores(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
     )
 
 
+def _row(values: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    return np.array(values, dtype=np.float32)
+
+
 def _cifar(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[], tuple[str, Array, Array, Labels]]:
     def prepared(part: str) -> tuple[Array, Labels]:
         with np.load(EVAL / f"cifar10_{part}.npz") as archive:
             pixels, labels = archive["X"], archive["Y"]
-        scaled = (pixels.astype(np.float32) / np.float32(255) - np.float32(mean)) / np.float32(std)
+        scaled = (pixels.astype(np.float32) / np.float32(255) - _row(mean)) / _row(std)
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)), labels.astype(np.int64)
 
     @cache
@@ -114,14 +118,14 @@ def _imagenet(name: str, read: Callable[[Image.Image], Array]) -> Callable[[], t
 
 def _mobilenet_image(image: Image.Image) -> Array:
     pixels = np.asarray(image.resize((244, 244), Image.Resampling.BILINEAR), dtype=np.float32) / np.float32(255)
-    scaled = (pixels - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    scaled = (pixels - _row((0.485, 0.456, 0.406))) / _row((0.229, 0.224, 0.225))
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
 def _squeezenet_image(image: Image.Image) -> Array:
     left, top = ((side - 224) // 2 for side in image.size)
     pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float32)[:, :, ::-1]
-    return np.ascontiguousarray((pixels - np.float32([103.939, 116.779, 123.68])).transpose(2, 0, 1))
+    return np.ascontiguousarray((pixels - _row((103.939, 116.779, 123.68))).transpose(2, 0, 1))
 
 
 @cache
