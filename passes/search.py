@@ -121,8 +121,8 @@ def best(
     looks = LOOKS if settings.repair and not light and settings.speedup is None else 0
     trials = LIGHT_TRIALS if light else TRIALS
 
-    def attempt(position: int, *, mend: bool) -> tuple[Found, float]:
-        trial = _try(bench, market, points[position], sensitivity, judge, settings, mend, progress)
+    def look(position: int, *, mend: bool) -> tuple[Found, float]:
+        trial = attempt(bench, market, points[position], sensitivity, judge, settings, mend, progress)
         seen.append(_record(trial, market, within(trial.evidence, settings)))
         tick(1)
         return trial, _use(trial.evidence, settings)
@@ -131,7 +131,7 @@ def best(
         growth = _Growth()
         position = _start(points, settings)
         for _ in range(looks if points else 0):
-            _, use = attempt(position, mend=False)
+            _, use = look(position, mend=False)
             growth.learn(points[position].damage, use)
             position = _nearest(points, -1, len(points), growth.aim(points[position].damage))
         if looks and points:
@@ -142,7 +142,7 @@ def best(
             low, high = made.bracket(len(points))
             if not low < position < high or (low >= 0 and number >= trials):
                 break
-            trial, use = attempt(position, mend=settings.repair)
+            trial, use = look(position, mend=settings.repair)
             made.add(position, trial, use)
             growth.learn(points[position].damage, use)
             low, high = made.bracket(len(points))
@@ -256,7 +256,7 @@ def _promise(now: Point, then: Point) -> float:
     return 1.0 if now.seconds is None or then.seconds is None else 1 - then.seconds / now.seconds
 
 
-def _try(
+def attempt(
     bench: apply.Bench,
     market: Market,
     point: Point,
@@ -266,6 +266,7 @@ def _try(
     mend: bool,
     progress: Progress,
 ) -> Found:
+    """Carry one point of the way out and measure it."""
     cuts = plan.shrinks(point, bench.offers, sensitivity, market)
     model = apply.shrink(bench, cuts)
     if mend:

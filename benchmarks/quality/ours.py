@@ -72,7 +72,7 @@ class Shop:
         return apply.mend(self.bench, model, cuts) if repair else model
 
     def point(self, goal: Goal) -> plan.Point:
-        """The least deep point of the way that is small enough.
+        """The least deep point of the way that is small enough, its last cut no deeper than that takes.
 
         Raises:
             ValueError: The way ends before.
@@ -82,9 +82,16 @@ class Shop:
         market = Macs(self.bench.coupling, self.market.pricer, sorted(allowed))
         way = plan.walk(offers, self.sensitivity, market, STEP)
         bound = self.bound(goal)
-        for point in way:
-            if self.size(goal, point.widths) <= bound:
-                return point
+        units = {candidate.group.name: candidate.group.units for candidate in self.found}
+        for number, point in enumerate(way):
+            if self.size(goal, point.widths) > bound:
+                continue
+            last = dict(point.widths.items() - way[number - 1].widths.items()) if number else {}
+            for name, width in last.items():
+                wider = range(way[number - 1].widths.get(name, units[name]), width, -1)
+                fits = (w for w in wider if self.size(goal, {**point.widths, name: w}) <= bound)
+                point = replace(point, widths={**point.widths, name: next(fits, width)})
+            return point
         raise ValueError(f"the way ends at {self.size(goal, way[-1].widths) / self.size(goal, {}):.0%} of the size")
 
     def bound(self, goal: Goal) -> float:
