@@ -196,7 +196,8 @@ class _Axis:
     __slots__ = ("edge_taps", "edges", "inside")
 
     def __init__(self, reads: int, writes: int, taps: int) -> None:
-        stride = max(1, round(reads / writes)) if writes else 1
+        # The smallest stride that leaves no position unread; borders are what it reaches beyond the map.
+        stride = max(1, ceil(reads - taps + 1, writes)) if writes else 1
         border = max(0, (writes - 1) * stride + taps - reads)
         outside = [over for side in (border // 2, border - border // 2) for over in range(side, 0, -stride)]
         outside = [min(over, taps) for over in outside[:writes]]
@@ -256,7 +257,7 @@ def _converted(chip: Backend, kernel: Kernel, on_blocks: bool) -> tuple[int, ...
     if kernel.layout == "leave":
         keeps = head.op_type in RESHAPES and head.channels_in == head.channels_out
         return () if keeps or not fits_in else (read,)
-    if kernel.blocked and not on_blocks:
+    if kernel.blocked and not on_blocks and head.op_type in chip.keeps_blocks:
         return (*((read,) if fits_in else ()), *((written,) if fits_out else ()))
     return ()
 
