@@ -30,7 +30,7 @@ from passes.structure import Structure, structures
 from passes.trials import OFF_BLOCKS, Trial, trials
 from passes.workload import Pricer
 
-SECONDS_A_TRIAL = 0.5
+SECONDS_A_TRIAL = 0.6
 """Spent on each small model, over all rounds."""
 ROUNDS = 6
 MOST_RUNS = 40
