@@ -8,6 +8,7 @@ Source: ONNX Runtime, onnxruntime/core/mlas and core/optimizer/nchwc_transformer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from backends.base import Demand, Fact, Kernel, Matrix, Workload
@@ -96,7 +97,7 @@ def _blocked(chip: Backend, matrix: Matrix) -> _Work:
     if axes[1][1:] == (1, 1):
         # A map one column wide is walked along its other axis (measured: as fast as a wide one).
         axes.reverse()
-    high, wide = (_Axis(*axis) for axis in axes)
+    high, wide = _axis(*axes[0]), _axis(*axes[1])
     lines, line = matrix.images * groups * axes[0][1], axes[1][1]
     point = window.taps == (1, 1)
     if point and window.reads == window.writes:
@@ -204,6 +205,12 @@ class _Axis:
         self.edges = len(outside)
         self.edge_taps = sum(1 - over / taps for over in outside)
         self.inside = 1 - sum(outside) / (taps * writes) if writes else 1.0
+
+
+@lru_cache(maxsize=1024)
+def _axis(reads: int, writes: int, taps: int) -> _Axis:
+    """The few axes of a network come again and again while it is priced."""
+    return _Axis(reads, writes, taps)
 
 
 def _busy(chip: Backend, units: int) -> float:
