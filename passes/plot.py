@@ -1,6 +1,6 @@
 """Line plots as SVG text: panels of named series in, one self-contained picture out.
 
-Small on purpose: the benchmarks need points, lines, bands, axes and a legend, and no plotting library.
+Small on purpose: points, lines, bands, axes and a legend are all that is needed, and no plotting library.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.quality`: points lost at equal size, ours and every peer on the same files."""

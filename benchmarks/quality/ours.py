@@ -1,0 +1,166 @@
+"""Our way to a size: the product's own rooms, with multiply-accumulates as the price instead of a chip's seconds.
+
+A network, calibration inputs and a goal come in, a cut and repaired network goes out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import backends
+from benchmarks.quality.rows import Goal
+from passes import apply, candidates, coupling, exact, inputs, model_io, plan, search, workbench
+from passes.candidates import Candidate
+from passes.graph_io import to_graph
+from passes.progress import Silent
+from passes.records import Shrink
+from passes.samples import Inputs
+from passes.settings import Settings
+from passes.validate import Judge
+from passes.workload import Pricer, structures
+
+STEP = 8
+"""Widths are multiples of it; of 2 in narrow groups."""
+
+PROBES = 64
+"""Inputs on which sensitivities are measured, at most a sixth of the calibration inputs; nothing else is made of them,
+because on inputs that a refit was made of it loses next to nothing."""
+
+
+class Macs(plan.Market):
+    """A market on which a multiply-accumulate is a second."""
+
+    def __init__(self, coupled: coupling.Coupling, pricer: Pricer, names: Sequence[str]) -> None:
+        super().__init__(coupled, pricer, names)
+        self.pricer = pricer
+
+    def seconds(self, widths: Mapping[str, int]) -> float | None:
+        """Multiply-accumulates of the whole graph at these widths."""
+        macs = self.macs(widths)
+        return None if macs is None else float(macs)
+
+    def saving(self, widths: Mapping[str, int], name: str, width: int) -> float:
+        """Multiply-accumulates saved by one more cut."""
+        before, after = self.macs(widths), self.macs({**widths, name: width})
+        return 0.0 if before is None or after is None else float(before - after)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Shop:
+    """One network, measured once for all goals."""
+
+    original: onnx.ModelProto
+    bench: apply.Bench
+    market: Macs
+    found: tuple[Candidate, ...]
+    sensitivity: Mapping[str, float]
+
+    def cut(self, point: plan.Point, *, repair: bool = True) -> onnx.ModelProto:
+        """Carry one point of a way out."""
+        cuts = plan.shrinks(point, self.bench.offers, self.sensitivity, self.market)
+        return self.carry(cuts, repair=repair)
+
+    def carry(self, cuts: Sequence[Shrink], *, repair: bool = True) -> onnx.ModelProto:
+        """Carry cuts out."""
+        model = apply.shrink(self.bench, cuts)
+        return apply.mend(self.bench, model, cuts) if repair else model
+
+    def point(self, goal: Goal) -> plan.Point:
+        """The least deep point of the way that is small enough, its last cut no deeper than that takes.
+
+        Raises:
+            ValueError: The way ends before.
+        """
+        allowed = scope(self.found, self.bench.coupling, goal)
+        offers = [offer for offer in self.bench.offers if offer.candidate.group.name in allowed]
+        market = Macs(self.bench.coupling, self.market.pricer, sorted(allowed))
+        way = plan.walk(offers, self.sensitivity, market, STEP)
+        bound = self.bound(goal)
+        units = {candidate.group.name: candidate.group.units for candidate in self.found}
+        for number, point in enumerate(way):
+            if self.size(goal, point.widths) > bound:
+                continue
+            last = dict(point.widths.items() - way[number - 1].widths.items()) if number else {}
+            for name, width in last.items():
+                wider = range(way[number - 1].widths.get(name, units[name]), width, -1)
+                fits = (w for w in wider if self.size(goal, {**point.widths, name: w}) <= bound)
+                point = replace(point, widths={**point.widths, name: next(fits, width)})
+            return point
+        raise ValueError(f"the way ends at {self.size(goal, way[-1].widths) / self.size(goal, {}):.0%} of the size")
+
+    def bound(self, goal: Goal) -> float:
+        """The size that a goal asks for."""
+        whole = self.size(goal, {})
+        if goal.kind == "macs":
+            return whole / goal.value
+        if goal.kind == "weights":
+            return whole * goal.value
+        return self.size(goal, uniform(self.found, self.bench.coupling, goal))
+
+    def size(self, goal: Goal, widths: Mapping[str, int]) -> float:
+        """Multiply-accumulates of the network, or weights of the operators that groups pass through."""
+        if goal.kind == "weights":
+            return float(weights(self.bench, self.found, widths))
+        macs = self.market.macs(widths)
+        if macs is None:
+            raise ValueError("expected a model whose shapes can all be inferred")
+        return float(macs)
+
+
+def prepare(path: onnx.ModelProto | Path | str, calibration: Inputs, settings: Settings | None = None) -> Shop:
+    """Load, simplify exactly, couple, measure."""
+    settings = settings or Settings()
+    original = model_io.prepare(model_io.load(path))
+    model = exact.simplify(original, backends.get("cpu"), 1).model
+    graph = to_graph(model)
+    coupled = coupling.couple(graph, model, 1)
+    found, _ = candidates.gather(graph, coupled)
+    apart = min(PROBES, calibration.samples // 6)
+    rest = inputs.take(calibration, np.arange(calibration.samples - apart))
+    held = inputs.take(calibration, np.arange(calibration.samples - apart, calibration.samples))
+    bench = workbench.measure(model, graph, coupled, found, rest, settings, Silent())
+    market = Macs(coupled, Pricer(structures(graph), backends.get("cpu")), [c.group.name for c in found])
+    probe = Judge(model, held, batch=workbench.RUN_SAMPLES)
+    sensitivity = search.sensitivities(bench, probe, STEP, lambda done: None)
+    return Shop(original=original, bench=bench, market=market, found=found, sensitivity=sensitivity)
+
+
+def scope(found: Sequence[Candidate], coupled: coupling.Coupling, goal: Goal) -> frozenset[str]:
+    """Names of the groups that a goal allows to cut."""
+    groups = [candidate.group for candidate in found]
+    if goal.kind == "inner":
+        groups = [g for g in groups if len(g.nodes("produces")) == 1 and len(g.nodes("consumes")) == 1]
+    if goal.kind == "expanded":
+        depthwise = {
+            node
+            for (node, slot), entries in coupled.roles.items()
+            if slot == 1
+            for _, _, role in entries
+            if role == "carries"
+        }
+        groups = [g for g in groups if depthwise.intersection(g.nodes("carries"))]
+    return frozenset(group.name for group in groups)
+
+
+def uniform(found: Sequence[Candidate], coupled: coupling.Coupling, goal: Goal) -> dict[str, int]:
+    """Widths when every group in scope loses the goal's share."""
+    allowed = scope(found, coupled, goal)
+    units = {c.group.name: c.group.units for c in found if c.group.name in allowed}
+    return {name: max(1, round(count * (1 - goal.value))) for name, count in units.items()}
+
+
+def weights(bench: apply.Bench, found: Sequence[Candidate], widths: Mapping[str, int]) -> int:
+    """Elements of the weights of every operator that makes or reads a group, at these widths."""
+    names = {c.group.name: bench.coupling.atom_of[c.group.name].key for c in found}
+    sizes = {names[name]: width for name, width in widths.items()}
+    tensors = {site.tensor for c in found for site in c.group.sites if site.role in ("produces", "consumes")}
+    return sum(math.prod(bench.coupling.shape(tensor, sizes) or ()) for tensor in tensors)
+
+
+__all__ = ["Macs", "Shop", "prepare", "replace", "scope", "uniform", "weights"]

@@ -1,0 +1,83 @@
+"""The whole frontier instead of one model: plans along the way, evenly from small cuts to deep ones, each measured.
+
+What a search shares comes in; cut and repaired models with their evidence go out, the fastest last. Whether a model
+keeps to the budget is said of each; none is left out for it, because a frontier is asked for to choose the budget by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from passes import apply, search
+from passes.plan import Market, Point
+from passes.plot import Panel, Series, draw
+from passes.progress import Progress
+from passes.records import Variant
+from passes.settings import Settings
+from passes.validate import Judge
+
+DEEPEST = 0.1
+"""Predicted damage at which the frontier ends: a third of the outputs' size. Beyond it little is left to choose."""
+
+
+def chosen(way: Sequence[Point], count: int) -> tuple[Point, ...]:
+    """At most `count` different points of a way without its first, evenly in the logarithm of the time left."""
+    points = [point for point in way[1:] if point.damage <= DEEPEST] or list(way[1:2])
+    if not points:
+        return ()
+    depth = [_depth(way[0], point) for point in points]
+    wanted = [depth[-1] * (number + 1) / count for number in range(count)]
+    nearest = (min(range(len(points)), key=lambda i: (abs(depth[i] - aim), i)) for aim in wanted)
+    return tuple(points[i] for i in dict.fromkeys(nearest))
+
+
+def _depth(whole: Point, point: Point) -> float:
+    if whole.seconds is None or point.seconds is None or point.seconds <= 0:
+        return point.saved
+    return math.log(whole.seconds / point.seconds)
+
+
+def explore(
+    bench: apply.Bench,
+    market: Market,
+    way: Sequence[Point],
+    sensitivity: Mapping[str, float],
+    judge: Judge,
+    settings: Settings,
+    watch: Progress,
+) -> tuple[search.Found, ...]:
+    """Cut, repair and measure `settings.pareto` points of the way, shallow first."""
+    points = chosen(way, settings.pareto)
+    found = []
+    with watch.stage("frontier", len(points)) as tick:
+        for point in points:
+            found.append(search.attempt(bench, market, point, sensitivity, judge, settings, settings.repair, watch))
+            tick(1)
+    return tuple(found)
+
+
+def picture(variants: Sequence[Variant], target: str) -> str:
+    """Loss against time as SVG text: modelled on the target, and measured here where it was."""
+    panels = []
+    for name, read in (("modelled", _modelled), ("measured here", _measured)):
+        times = [(read(variant), variant) for variant in variants]
+        known = [(1e3 * seconds, variant) for seconds, variant in times if seconds is not None]
+        if not known:
+            continue
+        lines = [Series(name="relative L2", points=tuple((time, v.evidence.worst) for time, v in known))]
+        title = f"time {name}" if name != "modelled" else f"time modelled on {target}"
+        panels.append(Panel(title=title, x_label="milliseconds", y_label="relative L2", series=tuple(lines)))
+        drops = tuple((time, 100 * v.evidence.drop) for time, v in known if v.evidence.drop is not None)
+        if drops:
+            series = (Series(name="points lost", points=drops),)
+            panels.append(Panel(title=title, x_label="milliseconds", y_label="points lost", series=series))
+    return draw(panels)
+
+
+def _modelled(variant: Variant) -> float | None:
+    return variant.after.modelled_seconds
+
+
+def _measured(variant: Variant) -> float | None:
+    return variant.after.measured_seconds
