@@ -323,6 +323,32 @@ def test_waves_of_whole_tiles_over_the_cores() -> None:
     assert compute(16) == pytest.approx(compute(9))
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "blocks"),
+    [(800, 48, 30), (392, 48, 28), (512, 48, 32), (1321, 48, 24), (512, 192, 24), (7, 128, 28), (1, 7, 7)],
+)
+def test_products_are_cut_into_equal_blocks_for_the_cores(rows: int, columns: int, blocks: int) -> None:
+    chip = replace(backends.get("ascend:910-30"), drain=None)
+    cut = chip.demand(matmul(16 * rows, 64, 16 * columns))
+    ideal = replace(chip, blocks=None).demand(matmul(16 * rows, 64, 16 * columns))
+    assert cut is not None and ideal is not None
+    rounds = -(-blocks // 30)
+    expected = max(ideal.core_macs, rounds * cut.padded_macs / blocks)
+    assert cut.core_macs == pytest.approx(expected)
+
+
+def test_images_are_dealt_in_bands() -> None:
+    chip = backends.get("ascend:910-30")
+
+    def work(images: int, side: int) -> float:
+        asked = chip.demand(conv(64, 64, side=side, images=images))
+        assert asked is not None
+        return asked.core_macs * 30 / asked.padded_macs
+
+    assert work(32, 7) == pytest.approx(2 * 30 / 32), "one band an image: two rounds of whole images"
+    assert work(32, 56) < 1.1, "fourteen bands an image"
+
+
 def test_depthwise_wastes_a_matrix_unit() -> None:
     cost = backends.get("ascend").cost(conv(1, 1, groups=256))
     dense = backends.get("ascend").cost(conv(16, 256))
