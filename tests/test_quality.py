@@ -235,7 +235,8 @@ def test_cells_survive_and_the_table_names_bar_and_best_peer(
     assert {name[2] for name in set(known) - kept_models} == {"onnxsim"}
     timed = latency.measure(onnx.load(digits.MODEL), known, reference.feeds, 0.0)
     assert set(timed) == kept_models
-    store.cells.update(timed)
+    store.update(timed)
+    assert Store().cells[cells.key(ROW, HALF, "L2")].speedup is not None
     found = tables.methods(store.cells, cells.row_key(ROW), HALF.label)
     assert list(found) == ["ours", "L2", "random", "onnxsim"]
     assert found["random"].note == "mean of 2 draws"
