@@ -283,6 +283,16 @@ def test_a_missing_tool_is_not_available() -> None:
         worker.do(action="simplify")
 
 
+def test_a_tool_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    script = tmp_path / "sleeper.py"
+    script.write_text("import time\ntime.sleep(600)\n")
+    with (
+        outside.Worker(sys.executable, str(script), longest=0.1) as worker,
+        pytest.raises(RuntimeError, match=r"took longer than 0\.1 seconds"),
+    ):
+        worker.do(action="simplify")
+
+
 def test_skipped_cells_are_no_peers() -> None:
     found = {
         "ours": Cell(lost=1.0),
