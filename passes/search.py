@@ -46,7 +46,7 @@ AIM = 0.7
 
 ALLOWED = 0.8
 """The most that the line through all trials may say of a drop, as a share of the budget. A drop on a few thousand
-samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones every second time."""
+samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones half of the time."""
 
 FAINT = 0.05
 """A use of the budget below this is noise; growth is not read from it."""
