@@ -147,6 +147,7 @@ def show(totals: Row) -> Table:
         "failed",
         "over 1e-5",
         "slower",
+        "same graph",
         "nodes",
         "bytes",
         "seconds",
