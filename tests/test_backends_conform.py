@@ -443,6 +443,12 @@ def test_fusion_raises_the_layout_questions() -> None:
     assert [k.layout for k in backends.get("cpu").fuse(ops)] == ["", "stay", "stay", "leave", "", "enter"]
 
 
+def test_a_split_leaves_the_layout_where_the_runtime_has_no_blocked_one() -> None:
+    ops = chain(("Conv", ("x",), "a"), ("Split", ("a",), "b"), ("Conv", ("b",), "c"))
+    assert [k.layout for k in backends.get("cpu").fuse(ops)] == ["", "leave", "enter"]
+    assert [k.layout for k in backends.get("ascend").fuse(ops)] == ["", "stay", ""]
+
+
 def two_convolutions() -> gs.Graph:
     names = ("x", "c1", "a1", "c2", "a2", "f", "y")
     x, c1, a1, c2, a2, f, y = (gs.Variable(name, np.float32) for name in names)
