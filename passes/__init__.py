@@ -15,10 +15,10 @@ __all__ = ["Outcome", "Settings", "__version__", "optimize_model"]
 
 if TYPE_CHECKING:
     from passes.pipeline import optimize_model
-    from passes.records import Outcome
+    from passes.results import Outcome
     from passes.settings import Settings
 
-_HOMES = {"optimize_model": "passes.pipeline", "Outcome": "passes.records", "Settings": "passes.settings"}
+_HOMES = {"optimize_model": "passes.pipeline", "Outcome": "passes.results", "Settings": "passes.settings"}
 
 
 def __getattr__(name: str) -> object:

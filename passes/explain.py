@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from passes import readable
-from passes.records import Group, Operator, Outcome, Plan
+from passes.records import Group, Operator, Plan
+from passes.results import Outcome
 from passes.settings import Settings
 
 

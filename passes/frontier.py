@@ -13,7 +13,7 @@ from passes import apply, search
 from passes.plan import Market, Point
 from passes.plot import Panel, Series, draw
 from passes.progress import Progress
-from passes.records import Profile, Variant
+from passes.results import Profile, Variant
 from passes.settings import Settings
 from passes.validate import Judge
 

@@ -22,7 +22,7 @@ from passes.exits import DONE, INVALID, console, guarded
 from passes.settings import Geometry, ImagePreparation, Landmarks, Settings
 
 if TYPE_CHECKING:
-    from passes.records import Outcome
+    from passes.results import Outcome
 
 _DEFAULT = Settings()
 _HELP_NAMES = {"help_option_names": ["-h", "--help"]}

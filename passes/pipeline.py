@@ -38,7 +38,8 @@ from passes.errors import PlanError, SettingsError, ValidationFailed
 from passes.graph_io import to_graph
 from passes.memory import affordable
 from passes.progress import Progress, Silent
-from passes.records import Group, Outcome, Plan, Refusal, SearchPoint, Variant
+from passes.records import Group, Plan, Refusal
+from passes.results import Outcome, SearchPoint, Variant
 from passes.samples import Inputs
 from passes.settings import Settings
 from passes.validate import Judge

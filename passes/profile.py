@@ -13,7 +13,7 @@ from backends import Backend
 from passes import runtime
 from passes.errors import ModelError
 from passes.graph_io import nodes_of, to_graph
-from passes.records import Profile
+from passes.results import Profile
 from passes.samples import Inputs
 from passes.shapes import infer, input_shapes
 from passes.workload import Pricer, structures, workload

@@ -19,7 +19,8 @@ from rich.table import Table
 
 from passes import readable
 from passes.explain import cell, table, tables
-from passes.records import Evidence, Json, Outcome
+from passes.records import Json
+from passes.results import Evidence, Outcome
 from passes.settings import Settings
 from passes.verdict import verdict
 

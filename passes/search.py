@@ -16,7 +16,8 @@ from passes import apply, plan
 from passes.candidates import Offer, widths
 from passes.plan import Market, Point
 from passes.progress import Progress
-from passes.records import Evidence, SearchPoint, Shrink
+from passes.records import Shrink
+from passes.results import Evidence, SearchPoint
 from passes.settings import Settings
 from passes.validate import Judge
 from passes.verdict import ROUNDING

@@ -15,7 +15,8 @@ import onnx
 from passes import runtime
 from passes.errors import DataError, ModelError, ValidationFailed
 from passes.interface import inputs_of, outputs_of
-from passes.records import Array, Evidence, OutputDrift
+from passes.records import Array
+from passes.results import Evidence, OutputDrift
 from passes.samples import Inputs
 
 METRIC = "top-1 accuracy"

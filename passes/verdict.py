@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from passes import readable
-from passes.records import Evidence, Outcome, Profile
+from passes.results import Evidence, Outcome, Profile
 from passes.settings import Settings
 
 ROUNDING = 1e-9

@@ -5,20 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from passes.records import (
-    Evidence,
-    Group,
-    Operator,
-    Outcome,
-    OutputDrift,
-    Plan,
-    Profile,
-    Refusal,
-    SearchPoint,
-    Shrink,
-    Site,
-    Step,
-)
+from passes.records import Group, Operator, Plan, Refusal, Shrink, Site, Step
+from passes.results import Evidence, Outcome, OutputDrift, Profile, SearchPoint
 from passes.settings import Settings
 
 LABELLED = Settings(target="ascend", data=("x.npz",), labels=Path("y.npy"), max_drop=0.01)

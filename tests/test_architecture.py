@@ -28,6 +28,7 @@ GRAPH_KEEPERS = {
         for stage in ("model_io", "graph_io", "graphs", "constants", "operators", "structure", "linear")
     ),
     *(f"passes.{stage}" for stage in ("regions", "nodeforms", "sizes", "siblings", "noops", "twin_units")),
+    *(f"passes.{stage}" for stage in ("outlines", "vectors")),
     *(f"passes.{stage}" for stage in ("view", "signatures", "tracing", "coupling", "candidates", "targets")),
     # Where a private copy is edited or handed on.
     *(f"passes.{stage}" for stage in ("apply", "workbench", "appraisal", "annotated", "exact")),

@@ -25,7 +25,8 @@ from passes import report
 from passes.errors import DataError, ModelError, OutputError, PassesError, PlanError, RewriteFailed, ValidationFailed
 from passes.optimize import app, module_app
 from passes.progress import Progress
-from passes.records import Outcome, Plan
+from passes.records import Plan
+from passes.results import Outcome
 from passes.settings import ImagePreparation, Settings
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,8 @@ from models.tiny import TINY, UNRUNNABLE
 from passes import pipeline, storage
 from passes.errors import DataError, ModelError, OutputError, PlanError, SettingsError
 from passes.optimize import module_app
-from passes.records import Outcome, Plan
+from passes.records import Plan
+from passes.results import Outcome
 from passes.settings import Settings
 
 FAST = {"samples": 64, "eval_samples": 64}

@@ -17,7 +17,8 @@ from outcomes import AFTER, BEFORE, EVIDENCE, LABELLED, OUTCOME, PLAN, PLANNED, 
 from rich.console import Console
 
 from passes import report
-from passes.records import Group, Outcome, OutputDrift, Plan, Refusal, Shrink, Step
+from passes.records import Group, Plan, Refusal, Shrink, Step
+from passes.results import Outcome, OutputDrift
 from passes.settings import Settings
 from passes.verdict import EXACT_ERROR, verdict
 

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from passes.plan import Point
-from passes.records import Evidence, OutputDrift
+from passes.results import Evidence, OutputDrift
 from passes.search import AIM, Found, _Growth, _nearest, _Trials, _use
 from passes.settings import Settings
 

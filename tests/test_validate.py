@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper, parser
 
 from passes import runtime, validate
 from passes.errors import DataError, ModelError, ValidationFailed
-from passes.records import Evidence
+from passes.results import Evidence
 from passes.samples import Inputs, digest_feeds
 
 HEADER = '<ir_version: 8, opset_import: ["": 17]>'
