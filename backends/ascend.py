@@ -152,7 +152,6 @@ _910_SHEET = replace(
     launch_vector=Fact(value=1.5e-6, source=f"{_LOGS}: floor of Add, Mul and Sub"),
     deals_images=True,
     band_rows=Fact(value=4, source=f"{_LOGS}: best of 4, 7, 14, 28 rows and whole images on the fitting part"),
-    blocks=Fact(value=32, source=f"{_LOGS}: block_dim of 66 MatMuls is a product of divisors of their tiles, up to 32"),
     core_grain=Fact(value=2048, source=f"{_LOGS}: 2 cores on 3 KB, 6 on 12 KB, all from 60 KB on"),
     unaligned_row=Fact(value=35.0, source=f"{_LOGS}: Softmax of 50-wide rows against 128-wide rows, per element"),
     launch_layout=Fact(value=5e-6, source=f"{_LOGS}: TransData 5.0 us on small tensors"),
@@ -182,6 +181,7 @@ _910_30 = replace(
     _910,
     name="ascend:910-30",
     cores=Fact(value=30, source=f"{_LOGS}: kernels run on 30 cores; the 910B of before 2023"),
+    blocks=Fact(value=32, source=f"{_LOGS}: block_dim of 66 MatMuls is a product of divisors of their tiles, up to 32"),
     bandwidth=Fact(value=1.596e12, source=f"{_LOGS}: with memory_efficiency, 1.44 TB/s, L2 hits included"),
 )
 

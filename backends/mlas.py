@@ -8,6 +8,7 @@ Source: ONNX Runtime, onnxruntime/core/mlas and core/optimizer/nchwc_transformer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from backends.base import Demand, Fact, Kernel, Matrix, Workload
@@ -96,7 +97,7 @@ def _blocked(chip: Backend, matrix: Matrix) -> _Work:
     if axes[1][1:] == (1, 1):
         # A map one column wide is walked along its other axis (measured: as fast as a wide one).
         axes.reverse()
-    high, wide = (_Axis(*axis) for axis in axes)
+    high, wide = _axis(*axes[0]), _axis(*axes[1])
     lines, line = matrix.images * groups * axes[0][1], axes[1][1]
     point = window.taps == (1, 1)
     if point and window.reads == window.writes:
@@ -196,13 +197,20 @@ class _Axis:
     __slots__ = ("edge_taps", "edges", "inside")
 
     def __init__(self, reads: int, writes: int, taps: int) -> None:
-        stride = max(1, round(reads / writes)) if writes else 1
+        # The smallest stride that leaves no position unread; borders are what it reaches beyond the map.
+        stride = max(1, ceil(reads - taps + 1, writes)) if writes else 1
         border = max(0, (writes - 1) * stride + taps - reads)
         outside = [over for side in (border // 2, border - border // 2) for over in range(side, 0, -stride)]
         outside = [min(over, taps) for over in outside[:writes]]
         self.edges = len(outside)
         self.edge_taps = sum(1 - over / taps for over in outside)
         self.inside = 1 - sum(outside) / (taps * writes) if writes else 1.0
+
+
+@lru_cache(maxsize=1024)
+def _axis(reads: int, writes: int, taps: int) -> _Axis:
+    """The few axes of a network come again and again while it is priced."""
+    return _Axis(reads, writes, taps)
 
 
 def _busy(chip: Backend, units: int) -> float:
@@ -256,7 +264,7 @@ def _converted(chip: Backend, kernel: Kernel, on_blocks: bool) -> tuple[int, ...
     if kernel.layout == "leave":
         keeps = head.op_type in RESHAPES and head.channels_in == head.channels_out
         return () if keeps or not fits_in else (read,)
-    if kernel.blocked and not on_blocks:
+    if kernel.blocked and not on_blocks and head.op_type in chip.keeps_blocks:
         return (*((read,) if fits_in else ()), *((written,) if fits_out else ()))
     return ()
 

@@ -285,7 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _files(files: Sequence[dict[str, Json]]) -> Table:
-    made = Table(title="singular values of all operators, seconds (least of repeats; numpy once)", box=None)
+    title = "singular values of all operators, seconds (least of repeats; numpy once)"
+    made = Table(title=title, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in (
         "file",
         "numpy\nsvd",

@@ -30,7 +30,7 @@ from passes.structure import Structure, structures
 from passes.trials import OFF_BLOCKS, Trial, trials
 from passes.workload import Pricer
 
-SECONDS_A_TRIAL = 0.5
+SECONDS_A_TRIAL = 0.6
 """Spent on each small model, over all rounds."""
 ROUNDS = 6
 MOST_RUNS = 40
@@ -47,6 +47,8 @@ SCRATCH_BYTES = (1 << 21, 1 << 26)
 network, the other layers have pushed the weights of this one out of the caches, and large layers have large neighbours.
 """
 NEIGHBOURS = 8
+LARGE_WEIGHTS = 4.0
+"""How much more a trial with large weights counts in the fit."""
 Numbers = npt.NDArray[np.float32]
 
 
@@ -253,7 +255,9 @@ def _observations(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Mea
 def _of_kernel(chip: Backend, trial: Trial, seen: Measured, overhead: float) -> Observation:
     asked = replace(_demands(chip, trial)[-1], conversions=0, reordered=0.0)
     taken = max(seen.kernel - overhead, seen.kernel / 4)
-    return Observation(name=trial.name, demands=(asked,), seconds=taken, whole=False)
+    # Few trials stream weights that no cache keeps, and every large network does.
+    weight = LARGE_WEIGHTS if _walked(trial.model) > NEIGHBOURS * SCRATCH_BYTES[0] // 2 else 1.0
+    return Observation(name=trial.name, demands=(asked,), seconds=taken, whole=False, weight=weight)
 
 
 def _overhead(chosen: Sequence[Trial], measured: Sequence[Measured]) -> float:

@@ -13,7 +13,7 @@ from passes import apply, search
 from passes.plan import Market, Point
 from passes.plot import Panel, Series, draw
 from passes.progress import Progress
-from passes.records import Variant
+from passes.records import Profile, Variant
 from passes.settings import Settings
 from passes.validate import Judge
 
@@ -57,27 +57,28 @@ def explore(
     return tuple(found)
 
 
-def picture(variants: Sequence[Variant], target: str) -> str:
-    """Loss against time as SVG text: modelled on the target, and measured here where it was."""
+def picture(before: Profile, variants: Sequence[Variant], target: str) -> str:
+    """Loss against time as SVG text, from the original on: modelled on the target, and measured here where it was."""
     panels = []
-    for name, read in (("modelled", _modelled), ("measured here", _measured)):
-        times = [(read(variant), variant) for variant in variants]
-        known = [(1e3 * seconds, variant) for seconds, variant in times if seconds is not None]
-        if not known:
+    for title, read in ((f"time modelled on {target}", _modelled), ("time measured here", _measured)):
+        times = [(read(variant.after), variant.evidence) for variant in variants]
+        known = [(1e3 * seconds, evidence) for seconds, evidence in times if seconds is not None]
+        whole = read(before)
+        if not known or whole is None:
             continue
-        lines = [Series(name="relative L2", points=tuple((time, v.evidence.worst) for time, v in known))]
-        title = f"time {name}" if name != "modelled" else f"time modelled on {target}"
-        panels.append(Panel(title=title, x_label="milliseconds", y_label="relative L2", series=tuple(lines)))
-        drops = tuple((time, 100 * v.evidence.drop) for time, v in known if v.evidence.drop is not None)
-        if drops:
-            series = (Series(name="points lost", points=drops),)
-            panels.append(Panel(title=title, x_label="milliseconds", y_label="points lost", series=series))
+        start = (1e3 * whole, 0.0)
+        drops = [(time, 100 * evidence.drop) for time, evidence in known if evidence.drop is not None]
+        losses = {"relative L2": [(time, evidence.worst) for time, evidence in known], "points lost": drops}
+        for name, points in losses.items():
+            if points:
+                line = Series(name=name, points=tuple(sorted((start, *points))))
+                panels.append(Panel(title=title, x_label="milliseconds", y_label=name, series=(line,)))
     return draw(panels)
 
 
-def _modelled(variant: Variant) -> float | None:
-    return variant.after.modelled_seconds
+def _modelled(profile: Profile) -> float | None:
+    return profile.modelled_seconds
 
 
-def _measured(variant: Variant) -> float | None:
-    return variant.after.measured_seconds
+def _measured(profile: Profile) -> float | None:
+    return profile.measured_seconds

@@ -31,10 +31,10 @@ CHECK_BYTES = 2**24
 """Of models with more weights than this, the checker sees only the small ones: it copies them, and ends at 2 GiB."""
 
 OLD_CHECK_BYTES = 2**28
-"""The same before version 4 of the file format, where weights must be inputs too: only the checker looks at that."""
+"""The same before version 4 of the format, where only the checker knows that weights must be inputs."""
 
 SMALL_BYTES = 2**16
-"""Floating-point weights above this are large ones; that they have the size they say is checked with their values."""
+"""Floating-point weights above this are large; their size is checked with their values."""
 
 CHUNK = 2**22
 """Values looked at in one go for NaN; other weights of more bytes are large ones."""
@@ -110,11 +110,8 @@ def load(source: Path | str | onnx.ModelProto) -> Loaded:
 def prepare(loaded: Loaded, *, read_only: bool = False) -> onnx.ModelProto:
     """A private copy with model-local functions inlined and a unique name on every node, subgraphs included.
 
-    Names that are there and unique stay; the interface and the initializers stay as they are.
-
-    Args:
-        loaded: Not changed.
-        read_only: Whether the caller changes nothing either: then no copy is made where none is needed.
+    Names that are there and unique stay; the interface and the initializers stay as they are. With `read_only` the
+    caller changes nothing, and gets the loaded model itself where no copy is needed.
     """
     names = [node.name for node in nodes_of(loaded.proto.graph)]
     if read_only and not loaded.proto.functions and all(names) and len(set(names)) == len(names):

@@ -188,7 +188,7 @@ def _run(model: Path, settings: Settings, show: Presentation) -> int:
     if report_path is not None:
         texts["report"] = (report_path, report.to_json(outcome, settings))
     if outcome.frontier and outcome.output is not None:
-        drawn = frontier.picture(outcome.frontier, outcome.plan.target)
+        drawn = frontier.picture(outcome.before, outcome.frontier, outcome.plan.target)
         texts["frontier"] = (Path(outcome.output).with_suffix(".pareto.svg"), drawn)
     written: dict[str, Path] = {}
     failure: OutputError | None = None

@@ -42,9 +42,11 @@ RECOVERY = 0.75
 """Share of the damage that is left, as a rule, when the sequential repair has absorbed what the refits left."""
 
 AIM = 0.7
-"""Share of the budget that a trial is aimed at, and the most that the line through all trials may say of a drop. A drop
-on a few thousand samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones
-every second time."""
+"""Share of the budget that a trial is aimed at."""
+
+ALLOWED = 0.8
+"""The most that the line through all trials may say of a drop, as a share of the budget. A drop on a few thousand
+samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones half of the time."""
 
 FAINT = 0.05
 """A use of the budget below this is noise; growth is not read from it."""
@@ -188,7 +190,7 @@ class _Trials:
         squares = sum(found.evidence.worst**4 for _, found, _ in self._made)
         products = sum(use * found.evidence.worst**2 for _, found, use in self._made)
         slope = products / squares if squares > 0 else 0.0
-        allowed = 1 + ROUNDING if self._settings.max_drop is None else AIM
+        allowed = 1 + ROUNDING if self._settings.max_drop is None else ALLOWED
         return [
             (position, found, use)
             for position, found, use in self._made

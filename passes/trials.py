@@ -133,8 +133,9 @@ def _matmul(a: Shape, b: Shape, *, constant: bool = True) -> onnx.ModelProto:
 def _pool(kind: str, c: int, side: int) -> onnx.ModelProto:
     # Only behind a convolution does the runtime put a pool on blocks.
     conv = helper.make_node("Conv", ["x", "w", "b"], ["h"], "conv")
-    attributes = {} if kind.startswith("Global") else dict(_WINDOW)
-    pool = helper.make_node(kind, ["h"], ["y"], "pool", **attributes)
+    pool = helper.make_node(kind, ["h"], ["y"], "pool")
+    if not kind.startswith("Global"):
+        pool.attribute.extend(helper.make_attribute(key, value) for key, value in _WINDOW.items())
     out = 1 if kind.startswith("Global") else side // 2
     shapes = {"x": (1, 8, side, side)}, {"y": (1, c, out, out)}
     return _model([conv, pool], *shapes, {"w": (c, 8, 1, 1), "b": (c,)})
@@ -144,7 +145,8 @@ def _vector(kind: str, elements: int) -> onnx.ModelProto:
     side = 32
     c = max(1, elements // (side * side))
     shape: Shape = (1, c, side, side)
-    out, weights = shape, {}
+    out = shape
+    weights: dict[str, Shape] = {}
     node = helper.make_node(kind, ["x", "z"] if kind in BINARY else ["x"], ["y"], "op")
     inputs: dict[str, Shape] = dict.fromkeys(node.input, shape)
     if kind == "Transpose":
@@ -173,7 +175,8 @@ def _vector(kind: str, elements: int) -> onnx.ModelProto:
 
 def _chain(kind: str, links: int) -> onnx.ModelProto:
     shape: Shape = {"Conv": (1, 8, 2, 2), "MatMul": (4, 16), "Sigmoid": (1, 16)}[kind]
-    weights: dict[str, Shape] = {"Conv": {"w": (8, 8, 1, 1)}, "MatMul": {"w": (16, 16)}, "Sigmoid": {}}[kind]
+    stored: dict[str, dict[str, Shape]] = {"Conv": {"w": (8, 8, 1, 1)}, "MatMul": {"w": (16, 16)}}
+    weights = stored.get(kind, {})
     names = ["x", *(f"h{i}" for i in range(links - 1)), "y"]
     nodes = [helper.make_node(kind, [names[i], *weights], [names[i + 1]], f"link{i}") for i in range(links)]
     return _model(nodes, {"x": shape}, {"y": shape}, weights)

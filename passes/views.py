@@ -137,19 +137,22 @@ def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: 
     channels = np.argsort(ranks, kind="stable")
     columns = (channels[:, None] * seen.taps + np.arange(seen.taps)).ravel()
     held = seen.held[:, columns] - (seen.mean[columns].astype(np.float32) if seen.biased else np.float32(0))
-    second = seen.second[np.ix_(columns, columns)].astype(np.float64)
+    second = seen.second[np.ix_(columns, columns)]
     if len(held):
         # What the fit may know: all rows but those.
-        second *= seen.count
+        second *= np.float32(seen.count)
         second -= held.T @ held
-        second /= seen.count - len(held)
+        second /= np.float32(seen.count - len(held))
         if seen.biased:
-            mean = -held.sum(axis=0, dtype=np.float64) / (seen.count - len(held))
-            second -= np.outer(mean, mean)
-            held -= mean.astype(np.float32)
-    second[np.diag_indices_from(second)] += RIDGE * max(float(np.trace(second)) / len(second), 1e-300)
+            mean = (-held.sum(axis=0, dtype=np.float64) / (seen.count - len(held))).astype(np.float32)
+            for row, value in zip(second, mean, strict=True):
+                row -= value * mean
+            held -= mean
+    second[np.diag_indices_from(second)] += RIDGE * max(float(np.trace(second)) / len(second), 1e-30)
+    regular = second.astype(np.float64)
+    del second
     try:
-        factor = scipy.linalg.cholesky(second, lower=True, overwrite_a=True, check_finite=False)
+        factor = scipy.linalg.cholesky(regular, lower=True, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError:
         return np.zeros(offer.units + 1)
     starts = np.searchsorted(ranks[channels], np.arange(offer.units + 1), side="left") * seen.taps

@@ -235,7 +235,8 @@ def test_cells_survive_and_the_table_names_bar_and_best_peer(
     assert {name[2] for name in set(known) - kept_models} == {"onnxsim"}
     timed = latency.measure(onnx.load(digits.MODEL), known, reference.feeds, 0.0)
     assert set(timed) == kept_models
-    store.cells.update(timed)
+    store.update(timed)
+    assert Store().cells[cells.key(ROW, HALF, "L2")].speedup is not None
     found = tables.methods(store.cells, cells.row_key(ROW), HALF.label)
     assert list(found) == ["ours", "L2", "random", "onnxsim"]
     assert found["random"].note == "mean of 2 draws"
@@ -278,6 +279,16 @@ def test_a_missing_tool_is_not_available() -> None:
     with (
         outside.Worker(sys.executable, "no_such_worker.py") as worker,
         pytest.raises(outside.NotAvailableError, match="No such file"),
+    ):
+        worker.do(action="simplify")
+
+
+def test_a_tool_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    script = tmp_path / "sleeper.py"
+    script.write_text("import time\ntime.sleep(600)\n")
+    with (
+        outside.Worker(sys.executable, str(script), longest=0.1) as worker,
+        pytest.raises(RuntimeError, match=r"took longer than 0\.1 seconds"),
     ):
         worker.do(action="simplify")
 

@@ -143,9 +143,7 @@ def timed(given: argparse.Namespace, row: Row, store: Store) -> None:
         return
     subject = SUBJECTS[row.subject]
     feeds, _ = subject.evaluation()
-    for name, cell in latency.measure(onnx.load(subject.path), cells, feeds, given.seconds).items():
-        store.cells[name] = cell
-    store.save()
+    store.update(latency.measure(onnx.load(subject.path), cells, feeds, given.seconds))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -134,38 +134,55 @@ def path(name: Key) -> str:
 
 
 class Store:
-    """All cells, and what is known of each row; on disk after every change."""
+    """All cells, and what is known of each row; on disk after every change.
+
+    Only what this process made is written over what lies there, so that two runs can fill one file.
+    """
 
     def __init__(self) -> None:
+        self._made: set[Key] = set()
+        self._facts: dict[str, dict[str, Json]] = {}
+        self.cells: dict[Key, Cell] = {}
+        self.rows: dict[str, dict[str, Json]] = {}
+        self._read()
+
+    def _read(self) -> None:
         file = common.RESULTS / f"{NAME}.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        self.cells: dict[Key, Cell] = {
+        lying = {
             (row, goal, method): Cell(**cell)
             for row, goals in known.get("cells", {}).items()
             for goal, methods in goals.items()
             for method, cell in methods.items()
         }
-        self.rows: dict[str, dict[str, Json]] = known.get("rows", {})
+        self.cells = {**lying, **{name: self.cells[name] for name in self._made}}
+        self.rows = known.get("rows", {})
+        for row, facts in self._facts.items():
+            self.rows[row] = {**self.rows.get(row, {}), **facts}
 
     def put(self, name: Key, cell: Cell) -> None:
         """Keep a cell."""
-        self.cells[name] = cell
-        self.save()
+        self.update({name: cell})
+
+    def update(self, cells: Mapping[Key, Cell]) -> None:
+        """Keep cells."""
+        self.cells.update(cells)
+        self._made.update(cells)
+        self._save()
 
     def describe(self, row: str, **facts: Json) -> None:
         """Keep what all cells of a row share."""
-        self.rows[row] = {**self.rows.get(row, {}), **facts}
-        self.save()
+        self._facts[row] = {**self._facts.get(row, {}), **facts}
+        self._save()
 
-    def save(self) -> None:
-        """Write the file."""
-        nested: dict[str, Json] = {}
+    def _save(self) -> None:
+        self._read()
+        nested: dict[str, dict[str, dict[str, Json]]] = {}
         for (row, goal, method), cell in self.cells.items():
-            goals = nested.setdefault(row, {})
-            methods = goals.setdefault(goal, {}) if isinstance(goals, dict) else {}
-            if isinstance(methods, dict):
-                methods[method] = {name: _rounded(value) for name, value in asdict(cell).items()}
-        common.save(NAME, {"cells": nested, "rows": {name: dict(facts) for name, facts in self.rows.items()}})
+            found = nested.setdefault(row, {}).setdefault(goal, {})
+            found[method] = {name: _rounded(value) for name, value in asdict(cell).items()}
+        cells: dict[str, Json] = {row: {goal: {**m} for goal, m in goals.items()} for row, goals in nested.items()}
+        common.save(NAME, {"cells": cells, "rows": {**self.rows}})
 
 
 def _rounded(value: Json) -> Json:

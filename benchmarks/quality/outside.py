@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,9 @@ STEPS = 7
 
 DEEPEST = 0.99
 
+LONGEST_SECONDS = 900.0
+"""One job of a peer; it is ended then."""
+
 
 class NotAvailableError(Exception):
     """The peer cannot be run here; the message says why."""
@@ -39,11 +43,12 @@ class NotAvailableError(Exception):
 class Worker:
     """A peer's process, answering one job a line."""
 
-    def __init__(self, python: str, script: str) -> None:
+    def __init__(self, python: str, script: str, longest: float = LONGEST_SECONDS) -> None:
+        self._longest = longest
         self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed on exit
         try:
             self._process = subprocess.Popen(
-                [python, str(Path(__file__).with_name(script))],
+                [python, str(Path(__file__).parent / script)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
@@ -74,10 +79,18 @@ class Worker:
 
         Raises:
             NotAvailableError: The process ended, as it does when the tool is not installed.
-            RuntimeError: The tool failed; in its own words.
+            RuntimeError: The tool failed, in its own words, or took too long.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         answer = ""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(self._longest, end)
+        timer.start()
         if stdin is not None and stdout is not None:
             try:
                 stdin.write(json.dumps(job) + "\n")
@@ -85,6 +98,9 @@ class Worker:
                 answer = stdout.readline()
             except BrokenPipeError:
                 answer = ""
+        timer.cancel()
+        if late.is_set():
+            raise RuntimeError(f"took longer than {self._longest:g} seconds")
         if not answer:
             self._process.wait()
             self._complaints.seek(0)
