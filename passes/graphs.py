@@ -182,6 +182,25 @@ def written_out(tensor: gs.Tensor) -> str | None:
     return None
 
 
+FUSED_ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "Tanh")
+
+
+def is_activated(tensor: gs.Tensor) -> bool:
+    """Whether one activation alone reads the tensor: runtimes take it into a product that has a bias (Gemm)."""
+    return len(tensor.outputs) == 1 and is_standard(tensor.outputs[0], *FUSED_ACTIVATIONS)
+
+
+def idle_bias_reason(node: gs.Node, slot: int) -> str | None:
+    """Why an Add of zeros to what a slot reads should stay; None where it may go."""
+    before = node.inputs[slot].inputs[0] if node.inputs[slot].inputs else None
+    if node.op != "Add" or before is None or not is_standard(before, "MatMul") or not is_activated(node.outputs[0]):
+        return None
+    shape = dims(before.outputs[0]) or dims(before.inputs[0])
+    if shape is None or len(shape) != 2:
+        return None
+    return "it adds nothing, but a product with a bias takes the activation behind it along"
+
+
 def fresh_name(graph: gs.Graph, wanted: str) -> str:
     """`wanted`, or with a number behind it, such that no tensor of the graph or its subgraphs has that name."""
     taken: set[str] = set()

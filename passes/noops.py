@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.graphs import Dims, Surroundings, dims, dropout_reason, given, is_standard, written_out
+from passes.graphs import Dims, Surroundings, dims, dropout_reason, given, idle_bias_reason, is_standard, written_out
 from passes.records import Array
 
 OPEN_END = 2**31 - 1
@@ -92,7 +92,8 @@ def _neutral(number: float, commutes: bool) -> Check:
             if value is not None and value.size and bool((value == number).all()):
                 if value.ndim and node.op in ("Mul", "Add") and written_out(node.inputs[slot]) == "a normalisation":
                     return "it is neutral, but ends a normalisation written out, which runtimes run as one kernel"
-                return _broadcast_obstacle(node, value, dims(node.inputs[slot])) or slot
+                reason = idle_bias_reason(node, slot)
+                return reason or _broadcast_obstacle(node, value, dims(node.inputs[slot])) or slot
         return None
 
     return check

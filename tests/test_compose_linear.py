@@ -229,3 +229,14 @@ def test_other_sums_are_composed(body: str) -> None:
     assert operators(composed)[:2] in (["MatMul", "Add"], ["MatMul", "LayerNormalization"])
     assert operators(composed).count("Add") <= 1
     assert_same_function(model, composed)
+
+
+@pytest.mark.parametrize(("after", "left"), [("Relu", "Gemm"), ("Neg", "MatMul")])
+def test_a_product_before_an_activation_keeps_a_bias(after: str, left: str) -> None:
+    """Of zeros: runtimes take the activation into a Gemm."""
+    model = chain(
+        f"t = MatMul (x, w)\n z = Add (t, k)\n y = {after} (z)", {"w": (6, 5), "k": full(0.0, 5)}, "2,6", "2,5"
+    )
+    composed, count = apply_all(REWRITE, model)
+    assert (count, operators(composed)) == (1, [left, after])
+    assert_same_function(model, composed)

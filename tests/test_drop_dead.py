@@ -277,3 +277,17 @@ def test_a_step_that_does_not_fit_fails() -> None:
         RewriteFailed, match=r"^expected that nobody reads the nodes n_u, but they are read; plan again$"
     ):
         REWRITE.apply(graph, step)
+
+
+@pytest.mark.parametrize(
+    ("shape", "after", "stays"), [("2,6", "Relu", True), ("2,6", "Neg", False), ("2,3,6", "Relu", False)]
+)
+def test_an_idle_bias_of_a_product_stays_for_its_activation(shape: str, after: str, stays: bool) -> None:
+    interface = f"g (float[{shape}] x) => (float[{shape}] y) <float[{shape}] t>"
+    model = build(
+        f"{interface} {{ t = MatMul (x, w)\n z = Add (t, k)\n y = {after} (z) }}", {"w": (6, 6), "k": full(0.0)}
+    )
+    steps, refusals = proposals(REWRITE, model)
+    reason = "it adds nothing, but a product with a bias takes the activation behind it along"
+    assert refusals == ({"n_z": reason} if stays else {})
+    assert [step.subject for step in steps] == ([] if stays else ["n_z"])

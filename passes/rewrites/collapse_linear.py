@@ -14,7 +14,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.errors import RewriteFailed
-from passes.graphs import Surroundings, dims, fresh_name, given, is_standard, load, read, remove, set_input
+from passes.graphs import (
+    Surroundings,
+    dims,
+    fresh_name,
+    given,
+    idle_bias_reason,
+    is_standard,
+    load,
+    read,
+    remove,
+    set_input,
+)
 from passes.nodeforms import constant_reason, normalisation
 from passes.records import Array, Floats, Refusal, Step
 
@@ -111,7 +122,7 @@ def _examine(around: Surroundings, node: gs.Node) -> Affine | str | None:
         return f"it has {len(scale)} channels, {linear.op} {linear.name!r} has {channels}"
     if linear.op == "MatMul" and shift.any():
         return f"it shifts, and MatMul {linear.name!r} has no bias to take the shift"
-    return _folded(linear, scale, shift)
+    return idle_bias_reason(node, slot) or _folded(linear, scale, shift)
 
 
 def _source_slot(node: gs.Node) -> int | None:

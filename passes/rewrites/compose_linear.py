@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from passes.errors import RewriteFailed
 from passes.forms import Convolution, Diagonal, Form, Matrix
-from passes.graphs import Surroundings, fresh_name, fresh_node, is_standard, read, remove, written_out
+from passes.graphs import Surroundings, fresh_name, fresh_node, is_activated, is_standard, read, remove, written_out
 from passes.nodeforms import Setting
 from passes.records import Floats, Refusal, Step
 from passes.regions import POOLS, Way, data_slots, form_of, hidden_reason, setting_of, ways
@@ -169,7 +169,12 @@ def _built(
         }
         inputs = [root, constant("weight", form.kernel), *([constant("bias", form.bias)] if form.bias.any() else [])]
         return [gs.Node(op="Conv", name=name, attrs=attributes, inputs=inputs, outputs=[target])]
-    if isinstance(form, Matrix) and setting is not None and setting.rank == 2 and form.bias.any():
+    if (
+        isinstance(form, Matrix)
+        and setting is not None
+        and setting.rank == 2
+        and (form.bias.any() or is_activated(target))
+    ):
         inputs = [root, constant("weight", form.weight), constant("bias", form.bias)]
         return [gs.Node(op="Gemm", name=name, inputs=inputs, outputs=[target])]
     shape: tuple[int, ...] = ()
