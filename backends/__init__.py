@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from backends.base import Cost, Demand, Fact, Kernel, Matrix, Workload
+from backends.base import Cost, Demand, Fact, Kernel, Matrix, Window, Workload
 from backends.custom import InvalidChip, load
 from backends.model import Backend, Family
 
@@ -28,6 +28,7 @@ __all__ = [
     "Kernel",
     "Matrix",
     "UnknownTarget",
+    "Window",
     "Workload",
     "families",
     "get",

@@ -151,6 +151,7 @@ _910_SHEET = replace(
     launch_matrix=Fact(value=8e-6, source=f"{_LOGS}: 8 us under every Conv2D"),
     launch_vector=Fact(value=1.5e-6, source=f"{_LOGS}: floor of Add, Mul and Sub"),
     deals_images=True,
+    band_rows=Fact(value=4, source=f"{_LOGS}: best of 4, 7, 14, 28 rows and whole images on the fitting part"),
     core_grain=Fact(value=2048, source=f"{_LOGS}: 2 cores on 3 KB, 6 on 12 KB, all from 60 KB on"),
     unaligned_row=Fact(value=35.0, source=f"{_LOGS}: Softmax of 50-wide rows against 128-wide rows, per element"),
     launch_layout=Fact(value=5e-6, source=f"{_LOGS}: TransData 5.0 us on small tensors"),
@@ -162,16 +163,16 @@ _910_SHEET = replace(
 )
 
 _910_RATES = {
-    "launch_matrix": 3.686e-6,
-    "launch_matmul": 3.647e-6,
+    "launch_matrix": 9.914e-6,
+    "launch_matmul": 3.989e-6,
     "launch_vector": 1.564e-6,
-    "core_start": 9.015e-8,
-    "matrix_efficiency": 0.5669,
-    "drain": 0.7112,
+    "core_start": 9.014e-8,
+    "matrix_efficiency": 0.5092,
+    "drain": 1.644,
     "serial": 1.0,
-    "fast_bandwidth": 1.87e12,
-    "weight_bandwidth": 2.744e11,
-    "core_adds_per_second": 1.041e11,
+    "fast_bandwidth": 1.93e12,
+    "weight_bandwidth": 5.298e11,
+    "core_adds_per_second": 8.615e10,
 }
 _910_KERNELS = f"{_LOGS}; every second layer held out, errors by class in benchmarks/cost_chips"
 _910 = fitted(_910_SHEET, _910_KERNELS, _910_RATES)
@@ -180,7 +181,8 @@ _910_30 = replace(
     _910,
     name="ascend:910-30",
     cores=Fact(value=30, source=f"{_LOGS}: kernels run on 30 cores; the 910B of before 2023"),
-    bandwidth=Fact(value=1.501e12, source=f"{_LOGS}: with memory_efficiency, 1.35 TB/s, L2 hits included"),
+    blocks=Fact(value=32, source=f"{_LOGS}: block_dim of 66 MatMuls is a product of divisors of their tiles, up to 32"),
+    bandwidth=Fact(value=1.596e12, source=f"{_LOGS}: with memory_efficiency, 1.44 TB/s, L2 hits included"),
 )
 
 _310P1 = replace(

@@ -12,6 +12,21 @@ _MARKS = {"assumed": "assumed", "fitted": "fitted", "measured": "measured", "pub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What a two-dimensional convolution slides over, (height, width) each; strides and borders follow from it.
+
+    Attributes:
+        taps: Of the kernel.
+        reads: Positions of the map read.
+        writes: Positions of the map written.
+    """
+
+    taps: tuple[int, int]
+    reads: tuple[int, int]
+    writes: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
     """The matrix product inside an operator: `count` independent products of (m x k) by (k x n).
 
@@ -27,6 +42,7 @@ class Matrix:
         kind: "conv", "depthwise" or "matmul": they meet different tile rules.
         constant_weights: Whether the right-hand side is a constant (weights) or an activation.
         images: Samples of the batch that the rows belong to, of a convolution.
+        window: Of a convolution over maps; None for everything else.
     """
 
     count: int
@@ -37,6 +53,7 @@ class Matrix:
     kind: str
     constant_weights: bool = True
     images: int = 1
+    window: Window | None = None
 
     @property
     def macs(self) -> int:
@@ -132,13 +149,17 @@ class Demand:
         core_macs: Of the busiest core, idle rounds and alignment cliffs included.
         depthwise_macs: The same for depthwise work where the chip has a kernel of its own for it.
         adds: Vector work of all cores, in additions.
-        drained: Elements that leave the matrix unit.
+        drained: Elements that leave the matrix unit, each time that they leave it.
+        products: Matrix products called one by one inside the kernel.
+        rows: Rows of a map that are walked one by one: copied in front of a product, or depthwise.
+        copied: Elements copied in front of a product.
         resident_bytes: Of activations, through the fast memory.
         streamed_bytes: Of activations, through the large memory.
         weight_bytes: Of constants, read once.
         conversions: Layout conversions that the kernel forces.
         converted_resident_bytes: That they read and write in the fast memory.
         converted_streamed_bytes: And in the large one.
+        reordered: Elements that they move.
     """
 
     launch: str
@@ -149,12 +170,16 @@ class Demand:
     depthwise_macs: float = 0.0
     adds: float = 0.0
     drained: float = 0.0
+    products: float = 0.0
+    rows: float = 0.0
+    copied: float = 0.0
     resident_bytes: float = 0.0
     streamed_bytes: float = 0.0
     weight_bytes: float = 0.0
     conversions: int = 0
     converted_resident_bytes: float = 0.0
     converted_streamed_bytes: float = 0.0
+    reordered: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

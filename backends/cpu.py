@@ -1,4 +1,4 @@
-"""x86 CPUs under ONNX Runtime (MLAS): facts of AVX-512 and AVX2, float32.
+"""x86 CPUs under ONNX Runtime (MLAS): facts of AVX-512 and AVX2, float32; what they count is in `backends.mlas`.
 
 The numbers were measured on one core of one machine; another machine scales them, and ranks survive scaling.
 """
@@ -12,13 +12,16 @@ from pathlib import Path
 from backends.base import Fact
 from backends.calibration import store
 from backends.model import Backend, Family
-from backends.vocabulary import CHANNEL_CUTS, POOLS
+from backends.vocabulary import POOLS
 
 _MLAS = "ONNX Runtime source, MLAS NCHWc convolution (intel/onnxruntime @cc8e901e)"
 _MEASURED = "measured, ONNX Runtime 1.31.1, one thread of an AMD EPYC with AVX-512"
-_MEASURED_AVX2 = "measured, ONNX Runtime 1.31, one thread of an AMD EPYC with AVX2 only"
+_AVX2_ALSO = "assumed: as on a core with AVX2 only, which was measured"
+_MEASURED_AVX2 = (
+    "measured by blochfold backends calibrate cpu, ONNX Runtime 1.31.1, one thread of an AMD EPYC with AVX2 only"
+)
 _ADD_NS = 0.08
-_ADD_NS_AVX2 = 0.155
+_ADD_NS_AVX2 = 0.1226
 
 _NANOSECONDS = {
     "Abs": 0.05, "Clip": 0.05, "Neg": 0.05, "Relu": 0.05, "Exp": 0.07, "Add": 0.08, "HardSigmoid": 0.08, "Mul": 0.10,
@@ -27,8 +30,11 @@ _NANOSECONDS = {
     "LayerNormalization": 0.31, "Transpose": 0.41, "Sin": 1.2, "Log": 1.4, "Elu": 1.4, "Pow": 3.1, "Softplus": 9.3,
 }  # fmt: skip
 _NANOSECONDS_AVX2 = {
-    "Relu": 0.098, "Add": 0.155, "Mul": 0.203, "Tanh": 0.32, "HardSwish": 0.351, "Sigmoid": 0.354, "Exp": 0.405,
-    "Softmax": 0.447, "Erf": 0.742, "Log": 1.973, "Elu": 2.173, "Softplus": 12.612,
+    "Abs": 0.084, "AveragePool": 0.085, "Clip": 0.084, "Concat": 0.089, "Div": 0.215, "Elu": 2.098, "Erf": 0.709,
+    "Exp": 0.358, "Gelu": 0.923, "GlobalAveragePool": 0.105, "HardSigmoid": 0.129, "HardSwish": 0.366,
+    "LayerNormalization": 0.709, "LeakyRelu": 0.145, "Log": 1.899, "MaxPool": 0.069, "Mul": 0.123, "Neg": 0.084,
+    "Pow": 5.708, "ReduceMean": 1.28, "Relu": 0.084, "Sigmoid": 0.297, "Slice": 0.075, "Softmax": 0.755,
+    "Softplus": 12.385, "Sqrt": 0.358, "Sub": 0.139, "Tanh": 0.282, "Transpose": 0.725,
 }  # fmt: skip
 
 
@@ -41,45 +47,54 @@ def _prices(nanoseconds: Mapping[str, float], add: float, source: str) -> dict[s
 
 _VECTOR = _prices(_NANOSECONDS, _ADD_NS, _MEASURED)
 
+_KERNELS = "ONNX Runtime source, MLAS kernels for x86 (intel/onnxruntime @cc8e901e)"
+_LATENCY = "two multipliers, each with four products in flight"
 _AVX512 = Backend(
     name="cpu:avx512",
     family="cpu",
     channel_step=16,
     epilogues=frozenset({"BatchNormalization", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "Add"}),
     residual=True,
-    block_bound=CHANNEL_CUTS | POOLS,
+    block_bound=frozenset({"Concat"}) | POOLS,
+    keeps_blocks=frozenset({"Concat", "Add", "Sum", "Mul", "Relu", "Sigmoid", "Tanh", "BatchNormalization"})
+    | POOLS
+    | {"Resize", "Upsample", "Identity", "Dropout"},
     element_bytes=Fact(value=4, source="float32, as the file says"),
     cores=Fact(value=1, source="threads of ONNX Runtime; one is the stated default", assumed=True),
     core_macs_per_second=Fact(
-        value=135e9,
-        source=f"{_MEASURED}: 3x3 convolution of 64 to 64 channels on 28x28 in 241 us, filter sets included",
+        value=140e9,
+        source=f"{_MEASURED}: 3x3 convolution of 64 to 64 channels on 28x28 in 241 us, and 18 more widths within 13 %",
     ),
     core_adds_per_second=Fact(value=1e9 / _ADD_NS, source=f"{_MEASURED}: Add {_ADD_NS} ns per element on 64x1024"),
     tile_in=Fact(value=16, source=f"{_MLAS}: block of 16 on AVX-512; confirmed by the measured steps in channels in"),
     tile_out=Fact(value=16, source=f"{_MLAS}: block of 16 on AVX-512; confirmed by the measured steps in channels out"),
-    matmul_tile_in=Fact(value=1, source="ONNX Runtime source, MLAS SGEMM: the depth of a product is not padded"),
+    columns=Fact(value=6, source=f"{_KERNELS}: six output columns a pass on AVX-512"),
     filter_set=Fact(value=64, source=f"{_MLAS}: filter sets of 4 blocks"),
-    filter_set_channels=Fact(
-        value=8, source=f"fitted on 12 widths, {_MEASURED}: 55 us a block of 16, about 28 us more a filter set of 64"
+    in_flight=Fact(
+        value=8, source=f"{_LATENCY}; confirmed by 96, 135, 190 and 245 us for 1 to 4 blocks out, {_MEASURED}"
     ),
+    product_rows=Fact(value=12, source=f"{_KERNELS}: SGEMM of 12 rows a pass on AVX-512"),
+    product_columns=Fact(value=32, source=f"{_KERNELS}: SGEMM of two vectors a pass"),
     direct_channels=Fact(value=16, source=f"{_MLAS}: fewer channels in than a block read the plain layout"),
     depthwise_macs_per_second=Fact(
-        value=30e9, source=f"{_MEASURED}: depthwise 3x3 on 28x28, 3.7 us a block of 16 channels"
+        value=57e9, source=f"{_MEASURED}: depthwise 3x3 on 28x28, 3.5 us a block of 16 channels"
     ),
     alignment=Fact(value=4, source=f"{_MLAS}: channels in % 4 == 0 is required, else im2col and GEMM"),
-    misaligned_conv=Fact(value=1.35, source=f"{_MEASURED}: 1.3 to 1.4 times the aligned neighbour"),
-    misaligned_depthwise=Fact(value=3.0, source=f"{_MEASURED}: 3 to 3.5 times the aligned neighbour"),
-    off_tile_group=Fact(
-        value=1.35, source="assumed: groups that are not whole blocks run as im2col and GEMM", assumed=True
-    ),
-    stored_block=Fact(value=16, source=f"{_MLAS}: tensors of blocks of 16 channels"),
-    layout_block=Fact(value=16, source=f"{_MLAS}: pools and Concat off the block reorder in and out"),
+    product_start=Fact(value=1.1e-07, source=_AVX2_ALSO, assumed=True),
+    row_start=Fact(value=3e-09, source=_AVX2_ALSO, assumed=True),
+    copy=Fact(value=0.7, source=f"{_MEASURED}: 62 and 63 channels in cost 1.3 times 64"),
+    reorder=Fact(value=1.3, source=_AVX2_ALSO, assumed=True),
+    plain_max_pool=Fact(value=5.5, source=_AVX2_ALSO, assumed=True),
+    plain_average_pool=Fact(value=48, source=_AVX2_ALSO, assumed=True),
+    drain=Fact(value=1.6, source=_AVX2_ALSO, assumed=True),
+    serial=Fact(value=1, source=_AVX2_ALSO, assumed=True),
     launch_matrix=Fact(value=0.2e-6, source=f"{_MEASURED}: 0.16 to 0.23 us a node in chains of 50 and 450 nodes"),
     launch_vector=Fact(value=0.2e-6, source=f"{_MEASURED}: 0.16 to 0.23 us a node in chains of 50 and 450 nodes"),
     launch_layout=Fact(value=0.2e-6, source=f"{_MEASURED}: a reorder is a node like others"),
     matrix_efficiency=Fact(value=1.0, source="the matrix rate is measured, not a peak"),
     memory_efficiency=Fact(value=1.0, source="the bandwidths are effective ones"),
     bandwidth=Fact(value=20e9, source="assumed: one core's share of server memory", assumed=True),
+    weight_bandwidth=Fact(value=2.5e10, source=_AVX2_ALSO, assumed=True),
     fast_bandwidth=Fact(value=160e9, source=f"{_MEASURED}: Relu .05 ns per element of 8 bytes moved"),
     fast_bytes=Fact(value=16e6, source="assumed: a core's share of the last-level cache", assumed=True),
     vector=_VECTOR,
@@ -90,25 +105,35 @@ _AVX2 = replace(
     _AVX512,
     name="cpu:avx2",
     channel_step=8,
-    core_macs_per_second=Fact(
-        value=82.5e9, source=f"{_MEASURED_AVX2}: 3x3 convolution of 64 to 64 channels on 28x28 in 613 us, sets included"
-    ),
+    core_macs_per_second=Fact(value=5.778e10, source=_MEASURED_AVX2),
+    matmul_efficiency=Fact(value=0.891, source=f"{_MEASURED_AVX2}: of the rate of convolutions"),
     core_adds_per_second=Fact(value=1e9 / _ADD_NS_AVX2, source=f"{_MEASURED_AVX2}: Add {_ADD_NS_AVX2} ns per element"),
     tile_in=Fact(value=8, source=f"{_MLAS}: block of 8 on AVX2"),
     tile_out=Fact(value=8, source=f"{_MLAS}: block of 8 on AVX2"),
+    columns=Fact(value=3, source=f"{_KERNELS}: three output columns a pass on AVX2"),
     filter_set=Fact(value=32, source=f"{_MLAS}: filter sets of 4 blocks"),
-    filter_set_channels=Fact(
-        value=24,
-        source=f"fitted within 5 % on 12 widths, {_MEASURED_AVX2}: a set of 32 costs as much as three blocks more",
-    ),
+    in_flight=Fact(value=8, source=_LATENCY),
+    product_rows=Fact(value=6, source=f"{_KERNELS}: SGEMM of 6 rows a pass on AVX2"),
+    product_columns=Fact(value=16, source=f"{_KERNELS}: SGEMM of two vectors a pass"),
     direct_channels=Fact(value=8, source=f"{_MLAS}: fewer channels in than a block read the plain layout"),
-    depthwise_macs_per_second=Fact(
-        value=13e9, source=f"{_MEASURED_AVX2}: depthwise 3x3 on 28x28, 4.3 us a block of 8 channels"
-    ),
-    misaligned_conv=Fact(value=1.2, source=f"{_MEASURED_AVX2}: 1.04 to 1.5 times the aligned neighbour, mean of 6"),
-    stored_block=Fact(value=8, source=f"{_MLAS}: tensors of blocks of 8 channels"),
-    layout_block=Fact(value=8, source=f"{_MLAS}: pools and Concat off the block reorder in and out"),
-    fast_bandwidth=Fact(value=82e9, source=f"{_MEASURED_AVX2}: Relu .098 ns per element of 8 bytes moved"),
+    product_start=Fact(value=1.075e-07, source=_MEASURED_AVX2),
+    row_start=Fact(value=3.011e-09, source=_MEASURED_AVX2),
+    copy=Fact(value=1.159, source=_MEASURED_AVX2),
+    reorder=Fact(value=1.327, source=_MEASURED_AVX2),
+    plain_max_pool=Fact(value=5.528, source=_MEASURED_AVX2),
+    plain_average_pool=Fact(value=47.55, source=_MEASURED_AVX2),
+    launch_matrix=Fact(value=6.374e-07, source=_MEASURED_AVX2),
+    launch_matmul=Fact(value=3.334e-07, source=_MEASURED_AVX2),
+    launch_vector=Fact(value=3.46e-07, source=_MEASURED_AVX2),
+    launch_layout=Fact(value=2.217e-06, source=_MEASURED_AVX2),
+    serial=Fact(value=1, source=_MEASURED_AVX2),
+    drain=Fact(value=1.595, source=_MEASURED_AVX2),
+    run_seconds=Fact(value=6.426e-06, source=_MEASURED_AVX2),
+    bandwidth=Fact(value=2.467e10, source=_MEASURED_AVX2),
+    weight_bandwidth=Fact(value=2.472e10, source=_MEASURED_AVX2),
+    fast_bandwidth=Fact(value=1.859e11, source=_MEASURED_AVX2),
+    fast_bytes=Fact(value=8.389e06, source=_MEASURED_AVX2),
+    depthwise_macs_per_second=Fact(value=1.418e11, source=_MEASURED_AVX2),
     vector=_VECTOR | _prices(_NANOSECONDS_AVX2, _ADD_NS_AVX2, _MEASURED_AVX2),
 )
 

@@ -27,12 +27,13 @@ REQUIRED: tuple[str, ...] = tuple(field.name for field in fields(Backend) if fie
 WHOLE = frozenset(
     (
         *("cores", "tile_rows", "tile_in", "tile_out", "matmul_tile_in", "filter_set", "direct_channels"),
+        *("columns", "in_flight", "band_rows", "blocks", "product_rows", "product_columns"),
         *("alignment", "stored_block", "layout_block", "row_block", "element_bytes", "fast_bytes", "core_grain"),
     )
 )
 """Facts that count something."""
 
-_SETS = {"epilogues": KNOWN, "free": KNOWN, "block_bound": KNOWN}
+_SETS = {"epilogues": KNOWN, "free": KNOWN, "block_bound": KNOWN, "keeps_blocks": KNOWN}
 _TOP = ("name", "like", "channel_step", "residual", "deals_images", *_SETS, "facts", "vector", "without")
 _FACT_KEYS = ("value", "source", "assumed")
 

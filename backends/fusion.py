@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
 from backends.base import Kernel, Workload
-from backends.vocabulary import CONVOLUTIONS, KEEPS_BLOCKS
+from backends.vocabulary import CONVOLUTIONS
 
 
 def fuse(
@@ -19,6 +19,7 @@ def fuse(
     epilogues: AbstractSet[str],
     residual: bool,
     block_bound: AbstractSet[str],
+    keeps_blocks: AbstractSet[str],
 ) -> tuple[Kernel, ...]:
     """Let each matrix workload absorb the epilogue behind it while one node alone reads what it writes.
 
@@ -27,6 +28,7 @@ def fuse(
         epilogues: Operator types that a matrix kernel may absorb.
         residual: Whether an absorbed node may read a second activation.
         block_bound: Operator types that leave the blocked layout when their channels are not whole blocks.
+        keeps_blocks: Operator types that work on the blocked layout.
 
     Returns:
         Kernels in the order of their heads.
@@ -49,11 +51,13 @@ def fuse(
             epilogue.append(work)
             tail = work
         groups.append((head, tuple(epilogue)))
-    return _lay_out(groups, block_bound)
+    return _lay_out(groups, block_bound, keeps_blocks)
 
 
 def _lay_out(
-    groups: Sequence[tuple[Workload, tuple[Workload, ...]]], block_bound: AbstractSet[str]
+    groups: Sequence[tuple[Workload, tuple[Workload, ...]]],
+    block_bound: AbstractSet[str],
+    keeps_blocks: AbstractSet[str],
 ) -> tuple[Kernel, ...]:
     produced = {name for head, epilogue in groups for work in (head, *epilogue) for name in work.outputs}
     blocked: set[str] = set()
@@ -66,9 +70,9 @@ def _lay_out(
             layout = "enter" if not reads_blocks and any(name in produced for name in head.inputs) else ""
         elif reads_blocks and head.op_type in block_bound:
             layout = "stay"
-        elif reads_blocks and head.op_type not in KEEPS_BLOCKS:
+        elif reads_blocks and head.op_type not in keeps_blocks:
             layout = "leave"
-        works_on_blocks = head.op_type in CONVOLUTIONS or (reads_blocks and head.op_type in KEEPS_BLOCKS)
+        works_on_blocks = head.op_type in CONVOLUTIONS or (reads_blocks and head.op_type in keeps_blocks)
         if works_on_blocks:
             blocked.update(name for work in (head, *epilogue) for name in work.outputs)
         kernels.append(Kernel(head=head, epilogue=epilogue, layout=layout, blocked=works_on_blocks))

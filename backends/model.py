@@ -1,7 +1,7 @@
 """The default cost model: `Kernel` in, `Cost` out, from one chip's facts.
 
 t = launch + longest + serial * (the other two) + t_layout of t_matrix, t_vector and t_memory, for each fused kernel.
-Prices are finite, never negative, and do not fall as channels or positions grow, except at a chip's alignment cliffs.
+Prices are finite, never negative, and do not fall as channels or positions grow, except at a cpu's cliffs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields, replace
 from backends.base import Cost, Demand, Fact, Kernel, Workload
 from backends.demand import demand
 from backends.fusion import fuse
-from backends.vocabulary import CHANNEL_CUTS, FREE
+from backends.mlas import demand as demand_of_mlas
+from backends.vocabulary import CHANNEL_CUTS, FREE, KEEPS_BLOCKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +30,11 @@ class Backend:
         epilogues: Operator types that the runtime fuses behind a matrix kernel.
         residual: Whether a fused operator may read a second activation (a residual Add).
         deals_images: Whether the samples of a batch are dealt to the cores whole (convolutions).
+        band_rows: Rows of the map written in one of the bands that an image may be dealt out in.
+        blocks: Equal blocks that a matrix product is cut into, at most, each for one core.
         free: Operator types that cost nothing unless they break the layout.
         block_bound: Operator types that leave the blocked layout when their channels are not whole blocks.
+        keeps_blocks: Operator types that work on the blocked layout.
         element_bytes: Of an activation or weight in the precision the chip runs.
         cores: Cores that share the tiles of a matrix product.
         core_macs_per_second: Peak of one core in that precision.
@@ -39,14 +43,21 @@ class Backend:
         tile_in: Channels in of one product are padded to its multiples.
         tile_out: Channels out of one product are padded to its multiples.
         matmul_tile_in: The same as `tile_in` for matrix products where they differ from convolutions.
-        filter_set: Channels out of one pass over the input.
-        filter_set_channels: What the pass itself costs, in channels out.
+        columns: Output positions that one pass of a convolution's inner loop holds in registers. A chip that has it
+            is an x86 cpu under ONNX Runtime, and its kernels are counted as `backends.mlas` says.
+        filter_set: Channels out of one pass of that loop.
+        in_flight: Vector products that the multipliers work on at once; a pass with fewer waits for them.
+        product_rows: Rows of one pass of a matrix product.
+        product_columns: Columns of one.
         direct_channels: Convolutions with fewer channels in than this read the plain layout, unpadded.
-        depthwise_macs_per_second: Of one core where depthwise has a kernel of its own; else groups share tiles.
-        alignment: Channels in of a convolution fall off a cliff when they are not its multiples.
-        misaligned_conv: Factor of that cliff for convolutions of one group wider than a tile.
-        misaligned_depthwise: Factor of that cliff for depthwise convolutions.
-        off_tile_group: Factor for grouped convolutions whose groups are not whole tiles, then unpadded.
+        alignment: Convolutions whose channels in are not its multiples leave the blocked layout.
+        depthwise_macs_per_second: Of one core in depthwise convolutions.
+        product_start: Seconds to start each of the products inside a kernel, one for every group and image.
+        row_start: Seconds to start each row of a map that is copied, or convolved depthwise.
+        copy: Vector work of copying one element in front of a product, in additions.
+        reorder: Vector work of converting the layout of one element, in additions.
+        plain_max_pool: Factor of a MaxPool off the blocked layout.
+        plain_average_pool: Factor of an AveragePool off the blocked layout.
         stored_block: Channels in memory are padded to its multiples.
         layout_block: A channel cut on its multiples keeps the blocked layout.
         serial: Share of the shorter two of matrix, vector and memory time that is not hidden behind the longest.
@@ -79,22 +90,31 @@ class Backend:
     deals_images: bool = False
     free: frozenset[str] = FREE
     block_bound: frozenset[str] = CHANNEL_CUTS
+    keeps_blocks: frozenset[str] = KEEPS_BLOCKS
     element_bytes: Fact
     cores: Fact
     core_macs_per_second: Fact
     core_adds_per_second: Fact
+    band_rows: Fact | None = None
+    blocks: Fact | None = None
     tile_rows: Fact | None = None
     tile_in: Fact
     tile_out: Fact
     matmul_tile_in: Fact | None = None
+    columns: Fact | None = None
     filter_set: Fact | None = None
-    filter_set_channels: Fact | None = None
+    in_flight: Fact | None = None
+    product_rows: Fact | None = None
+    product_columns: Fact | None = None
     direct_channels: Fact | None = None
-    depthwise_macs_per_second: Fact | None = None
     alignment: Fact | None = None
-    misaligned_conv: Fact | None = None
-    misaligned_depthwise: Fact | None = None
-    off_tile_group: Fact | None = None
+    depthwise_macs_per_second: Fact | None = None
+    product_start: Fact | None = None
+    row_start: Fact | None = None
+    copy: Fact | None = None
+    reorder: Fact | None = None
+    plain_max_pool: Fact | None = None
+    plain_average_pool: Fact | None = None
     stored_block: Fact | None = None
     layout_block: Fact | None = None
     launch_matrix: Fact
@@ -134,21 +154,28 @@ class Backend:
             "epilogues": sorted(self.epilogues),
             "free": sorted(self.free),
             "block_bound": sorted(self.block_bound),
+            "keeps_blocks": sorted(self.keeps_blocks),
             "facts": {name: fact.value for name, fact in self.facts().items()},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def fuse(self, workloads: Sequence[Workload]) -> tuple[Kernel, ...]:
         """Group a graph's nodes, in topological order, into the kernels that the runtime launches."""
-        return fuse(workloads, epilogues=self.epilogues, residual=self.residual, block_bound=self.block_bound)
+        return fuse(
+            workloads,
+            epilogues=self.epilogues,
+            residual=self.residual,
+            block_bound=self.block_bound,
+            keeps_blocks=self.keeps_blocks,
+        )
 
     def demand(self, kernel: Kernel) -> Demand | None:
         """What one fused kernel asks of the chip; None when it holds an operator type that the model does not know."""
-        return demand(self, kernel)
+        return demand(self, kernel) if self.columns is None else demand_of_mlas(self, kernel)
 
     def cost(self, kernel: Kernel) -> Cost | None:
         """Price one fused kernel; None when it holds an operator type that the model does not know."""
-        asked = demand(self, kernel)
+        asked = self.demand(kernel)
         if asked is None:
             return None
         times = self.terms(asked)
@@ -196,10 +223,13 @@ class Backend:
         if self.depthwise_macs_per_second is not None:
             seconds += asked.depthwise_macs / self.depthwise_macs_per_second.value
         own = self.matmul_efficiency if asked.launch == "matmul" else None
-        return seconds / (own or self.matrix_efficiency).value
+        started = 0.0 if self.product_start is None else asked.products * self.product_start.value
+        started += 0.0 if self.row_start is None else asked.rows * self.row_start.value / self.cores.value
+        return seconds / (own or self.matrix_efficiency).value + started
 
     def _vector(self, asked: Demand) -> float:
         adds = asked.adds if self.drain is None else asked.adds + asked.drained * self.drain.value
+        adds += 0.0 if self.copy is None else asked.copied * self.copy.value
         return adds / (self.cores.value * self.core_adds_per_second.value)
 
     def _memory(self, asked: Demand) -> float:
@@ -212,7 +242,9 @@ class Backend:
             return 0.0
         resident = asked.converted_resident_bytes / self.fast_bandwidth.value
         moved = resident + asked.converted_streamed_bytes / self.bandwidth.value
-        return asked.conversions * self.launch_layout.value + moved / self.memory_efficiency.value
+        seconds = asked.conversions * self.launch_layout.value + moved / self.memory_efficiency.value
+        adds = 0.0 if self.reorder is None else asked.reordered * self.reorder.value
+        return seconds + adds / (self.cores.value * self.core_adds_per_second.value)
 
 
 def fitted(chip: Backend, source: str, values: Mapping[str, float]) -> Backend:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends import Kernel, Matrix, Workload
+from backends import Kernel, Matrix, Window, Workload
 
 BYTES = {"FLOAT": 2, "FLOAT16": 4, "INT16": 4, "UINT8": 1}
 """The log's labels are shifted by one: FLOAT means float16, FLOAT16 float32, INT16 int32."""
@@ -107,7 +107,10 @@ def _convolution(inputs: tuple[_Tensor, ...], y: _Tensor) -> tuple[Kernel, str]:
     batch, c1, h, wide, c0 = x.shape
     _, n1, ho, wo, _ = y.shape
     taps, n = w.shape[0] // c1, n1 * BLOCK
-    matrix = Matrix(count=1, m=batch * ho * wo, channels=c1 * c0, taps=taps, n=n, kind="conv", images=batch)
+    side = math.isqrt(taps)
+    window = Window(taps=(side, side), reads=(h, wide), writes=(ho, wo))
+    m = batch * ho * wo
+    matrix = Matrix(count=1, m=m, channels=c1 * c0, taps=taps, n=n, kind="conv", images=batch, window=window)
     head = _work("Conv", (x,), y, matrix=matrix, channels=(c1 * c0, n), weights=w.elements)
     # Training takes the mean and the variance of every channel on the way out: two reductions.
     reduction = _work("ReduceSum", (y,), y, matrix=None, channels=(n, n))

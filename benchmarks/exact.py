@@ -13,48 +13,56 @@ import math
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import backends
-from benchmarks import common
+from benchmarks import common, compiled, racing
+from benchmarks.exact_summary import OURS, PEERS, TARGETS, Row, noise_band, ran, show, show_beside, summary, suspects
 from passes import runtime, synthetic
 from passes.errors import ModelError, PassesError
 from passes.graph_io import nodes_of, to_graph
-from passes.records import Array, Json
+from passes.records import Array
 from passes.shapes import infer, input_shapes
 from passes.workload import Pricer, structures
 
-TARGETS = ("cpu", "ascend", "mlu", "kunlunxin")
-CHIPS = TARGETS[1:]
-PEERS = ("onnxsim", "onnxslim", "onnxruntime")
-OURS = tuple(f"blochfold/{target}" for target in TARGETS)
-SECONDS_A_FILE = 1.5
-"""For timing the original twice and every tool's result, in turns."""
-BOUND = 1e-5
-LEAST_TURNS = 3
+SECONDS_A_FILE = 2.0
+"""Of the processor, for timing the original twice and every tool's result, in turns."""
+SECOND_LOOK = 4
+"""Times as long are those timed once more that seem slower than the original: of many, some do by chance."""
 
-Row = dict[str, Json]
+
+def written(folder: Path, path: Path, tool: str) -> Path:
+    """Where a tool's result of a file lies."""
+    return folder / f"{path.stem}.{tool.replace('/', '-')}.onnx"
 
 
 def clean(tool: str, python: str, files: Sequence[Path], folder: Path) -> dict[str, Row]:
-    """One tool over all files."""
-    name = tool.replace("/", "-")
-    pairs = [(str(path), str(folder / f"{path.stem}.{name}.onnx")) for path in files]
+    """One tool over all files; what the folder holds already is not made again."""
+    log = folder / f"{tool.replace('/', '-')}.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    rows: dict[str, Row] = {row.pop("file"): row for row in map(json.loads, lines)}
+    pairs = [(str(path), str(written(folder, path, tool))) for path in files if path.name not in rows]
+    if not pairs:
+        return rows
     command = [python, "-m", "benchmarks.exact_tools", tool]
-    ran = subprocess.run(command, input=json.dumps(pairs), capture_output=True, text=True, cwd=common.ROOT, check=False)
-    rows: dict[str, Row] = {}
-    for line in ran.stdout.splitlines():
-        row = json.loads(line)
-        rows[row.pop("file")] = row
+    with log.open("a", encoding="utf-8") as kept:
+        ran = subprocess.run(
+            command,
+            input=json.dumps(pairs),
+            stdout=kept,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=common.ROOT,
+            check=False,
+        )
+    rows = {row.pop("file"): row for row in map(json.loads, log.read_text(encoding="utf-8").splitlines())}
     if not rows:
         raise SystemExit(f"{tool} cannot be run by {python}: {' '.join(ran.stderr.split())[-300:]}")
     return rows
@@ -70,14 +78,14 @@ def judge(path: Path, folder: Path, rows: Mapping[str, Row]) -> Row:
     for tool, row in rows.items():
         made: Row = dict(row)
         result[tool] = made
-        written = folder / f"{path.stem}.{tool.replace('/', '-')}.onnx"
-        if made["failure"] or not written.exists():
+        result_path = written(folder, path, tool)
+        if made["failure"] or not result_path.exists():
             made["failure"] = made["failure"] or "nothing was written"
             continue
-        models[tool] = onnx.load(written)
+        models[tool] = onnx.load(result_path)
         own = tool.partition("/")[2]
         made.update(describe(models[tool], (own,) if own else TARGETS))
-        notes = written.with_suffix(".json")
+        notes = result_path.with_suffix(".json")
         if own and notes.exists():
             made["rewrites"] = _counted(json.loads(notes.read_text(encoding="utf-8")))
     try:
@@ -103,51 +111,35 @@ def judge(path: Path, folder: Path, rows: Mapping[str, Row]) -> Row:
 
 
 def race(path: Path, folder: Path, result: Row, seconds: float) -> None:
-    """Time the original, twice, and what each tool made of it, in turns; the row takes medians.
+    """Time the original, twice, and what each tool made of it, in turns; the row takes ratios and how sure they are.
 
-    Ratios are medians of one turn's time over the original's in the same turn, so that a busy moment meets both sides.
+    Models of which ONNX Runtime makes one graph run once for all of them; the graph of the original has ratio 1.
     """
     if "not_run" in result:
         return
     original = onnx.load(path)
-    tools = [tool for tool in ("blochfold/cpu", *PEERS) if _ran(result.get(tool))]
-    models = [onnx.load(folder / f"{path.stem}.{tool.replace('/', '-')}.onnx") for tool in tools]
+    tools = [tool for tool in ("blochfold/cpu", *PEERS) if ran(result.get(tool))]
+    models = {tool: onnx.load(written(folder, path, tool)) for tool in tools}
     try:
-        feeds = runtime.runs(original, synthetic.synthesise(original, 1, 0), 1, limit=1)[0]
-        turns = _turns([original, original, *models], feeds, seconds)
+        own = compiled.digest(original)
+        graphs = {tool: compiled.digest(model) for tool, model in models.items()}
+        places = {own: 0} | {graph: place for place, graph in enumerate(sorted({*graphs.values()} - {own}), start=2)}
+        different = [next(models[t] for t in tools if graphs[t] == graph) for graph in list(places)[1:]]
+        found: racing.Race | None = None
+        if different:
+            feeds = runtime.runs(original, synthetic.synthesise(original, 1, 0), 1, limit=1)[0]
+            found = racing.race([original, original, *different], feeds, seconds)
+            result.update({"again": found.ratios[1], "again_spread": found.spreads[1], "turns": found.turns})
     except PassesError as error:
         result["not_timed"] = str(error)[:200]
         return
-    ratios = np.median(turns / turns[:, :1], axis=0)
-    result["again"] = float(ratios[1])
-    result["turns"] = len(turns)
-    for tool, index in zip(("original", *tools), (0, *range(2, len(models) + 2)), strict=True):
-        row = result[tool]
+    for tool in tools:
+        row, place = result[tool], places[graphs[tool]]
         if isinstance(row, dict):
-            row["measured_seconds"] = float(np.median(turns[:, index]))
-            row["measured_ratio"] = float(ratios[index])
-
-
-def _turns(models: Sequence[onnx.ModelProto], feeds: Mapping[str, Array], seconds: float) -> npt.NDArray[np.float64]:
-    """Seconds of every run, shape (turns, models); the order within a turn changes from turn to turn."""
-    sessions = [runtime.session(model, threads=1) for model in models]
-    inputs = [{v.name: feeds[v.name] for v in session.get_inputs() if v.name in feeds} for session in sessions]
-    for session, given in zip(sessions, inputs, strict=True):
-        try:
-            session.run(None, given)
-        except runtime.ORT_ERRORS as error:
-            raise ModelError(f"ONNX Runtime cannot run the model: {runtime.one_line(error)}") from error
-    taken: list[list[float]] = []
-    end = time.perf_counter() + seconds
-    while len(taken) < LEAST_TURNS or time.perf_counter() < end:
-        turn = [0.0] * len(models)
-        for place in range(len(models)):
-            index = (place + len(taken)) % len(models)
-            start = time.perf_counter()
-            sessions[index].run(None, inputs[index])
-            turn[index] = time.perf_counter() - start
-        taken.append(turn)
-    return np.array(taken)
+            row["same_graph"] = place == 0
+            row["measured_ratio"] = found.ratios[place] if found else 1.0
+            row["measured_spread"] = found.spreads[place] if found else 0.0
+            row["measured_seconds"] = found.seconds[place] if found else None
 
 
 def describe(model: onnx.ModelProto, targets: Iterable[str]) -> Row:
@@ -206,132 +198,58 @@ def _counted(steps: Sequence[Mapping[str, object]]) -> Row:
     return dict(sorted(counts.items()))
 
 
-def _ran(row: Json) -> bool:
-    return isinstance(row, dict) and not row.get("failure")
-
-
-def ratios(rows: Mapping[str, Row], tool: str) -> list[float]:
-    """Measured time of a tool's result over the original's, per file."""
-    return [value for value in (_at(row, tool, "measured_ratio") for row in rows.values()) if value is not None]
-
-
-def chip_ratios(rows: Mapping[str, Row], tool: str, chip: str) -> list[float]:
-    """Modelled time over the original's, on the files that the chip prices for ours, the tool and the original."""
-    found: list[float] = []
-    for row in rows.values():
-        names = (tool, "original", f"blochfold/{chip}")
-        prices = [_at(row, name, "modelled_seconds", chip) for name in names]
-        if all(prices):
-            found.append(float(prices[0]) / float(prices[1]))  # type: ignore[arg-type]
-    return found
-
-
-def _at(row: Json, *keys: str) -> float | None:
-    for key in keys:
-        if not isinstance(row, dict):
-            return None
-        row = row.get(key)
-    return float(row) if isinstance(row, int | float) else None
-
-
-def geometric(values: Sequence[float]) -> float | None:
-    """Geometric mean, None of nothing."""
-    return round(math.exp(sum(map(math.log, values)) / len(values)), 4) if values else None
-
-
-def summary(rows: Mapping[str, Row]) -> Row:
-    """Totals over all files, ours beside the peers."""
-    noise = [abs(math.log(value)) for value in (_at(row, "again") for row in rows.values()) if value]
-    band = math.exp(float(np.quantile(noise, 0.95))) if noise else None
-    racers = ("blochfold/cpu", *PEERS)
-    everywhere = {n: r for n, r in rows.items() if all(_at(r, tool, "measured_ratio") for tool in racers)}
-    plain = {name: row for name, row in everywhere.items() if not row.get("overridable")}
-    tools: Row = {}
-    for tool in ("blochfold/cpu", "blochfold/ascend", "blochfold/mlu", "blochfold/kunlunxin", *PEERS):
-        own = [r[tool] for r in rows.values() if isinstance(r.get(tool), dict)]
-        done = [r for r in own if _ran(r)]
-        errors = [e for e in (_at(r, "error") for r in done) if e is not None]
-        share: Row = {}
-        for what in ("nodes", "parameters", "bytes"):
-            pairs = [(_at(r, tool, what), _at(r, "original", what)) for r in rows.values()]
-            share[what] = geometric([a / b for a, b in pairs if a and b])
-        measured = ratios(rows, tool)
-        chip = tool.partition("/")[2]
-        priced = (chip,) if chip in CHIPS else () if chip else CHIPS
-        tools[tool] = {
-            "files": len(done),
-            "failed": [*sorted(name for name, r in rows.items() if tool in r and not _ran(r[tool]))],
-            "over_bound": [*sorted(n for n, r in rows.items() if (_at(r, tool, "error") or 0.0) > BOUND)],
-            "largest_error": max(errors, default=None),
-            "of_original": share,
-            "seconds": round(sum(_at(r, "seconds") or 0.0 for r in own), 2),
-            "peak_bytes": max((_at(r, "peak_bytes") or 0 for r in own), default=None),
-            "measured_ratio": geometric(measured),
-            "measured_ratio_where_all_ran": geometric(ratios(everywhere, tool)),
-            "measured_ratio_without_overridable_weights": geometric(ratios(plain, tool)),
-            "slower": {
-                name: ratio
-                for name, ratio in ((name, _at(row, tool, "measured_ratio")) for name, row in rows.items())
-                if band is not None and ratio is not None and ratio > band
-            },
-            "modelled_ratio": {c: geometric(chip_ratios(rows, tool, c)) for c in priced},
-        }
-    return {
-        "files": len(rows),
-        "files_timed_for_all": len(everywhere),
-        "files_without_overridable": len(plain),
-        "noise_band": None if band is None else round(band, 3),
-        "tools": tools,
-    }
-
-
-def show(totals: Row) -> Table:
-    """One row a tool."""
-    table = Table(title="Exact rewrites, all against the original (geometric means)", title_justify="left")
-    columns = ("tool", "files", "failed", "over 1e-5", "nodes", "bytes", "seconds", "peak MB", "measured", *CHIPS)
-    for column in columns:
-        table.add_column(column, justify="left" if column == "tool" else "right")
-    tools = totals["tools"]
-    for tool, row in tools.items() if isinstance(tools, dict) else ():
-        if not isinstance(row, dict):
-            continue
-        share, prices = row["of_original"], row["modelled_ratio"]
-        cells = [row["files"], len(row["failed"]), len(row["over_bound"]), share["nodes"], share["bytes"],  # type: ignore[index, call-overload, arg-type]
-                 row["seconds"], round((_at(row, "peak_bytes") or 0) / 1e6), row["measured_ratio"]]  # fmt: skip
-        cells += [prices.get(chip) if isinstance(prices, dict) else None for chip in CHIPS]
-        table.add_row(tool, *("-" if cell is None else str(cell) for cell in cells))
-    return table
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all files; 1 when ours failed a file or left the bound."""
     parser = argparse.ArgumentParser(description="Exact rewrites beside other cleaners.")
     parser.add_argument("paths", nargs="*", help="Files or folders; default: the data folder beside the checkout.")
     parser.add_argument("--peers", default=sys.executable, help="Python that has onnxsim and onnxslim.")
     parser.add_argument("--seconds", type=float, default=SECONDS_A_FILE, help="Timing budget of a file.")
+    parser.add_argument(
+        "--keep", type=Path, help="Folder for what the tools write and for times; what is there is used."
+    )
     given = parser.parse_args(arguments)
     if not given.paths and not common.available():
         return 0
     roots = [Path(p) for p in given.paths] or [common.DATA / "models", common.DATA / "zoo"]
     files = sorted(path for root in roots for path in (root.glob("*.onnx") if root.is_dir() else [root]))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tools = {tool: clean(tool, sys.executable, files, folder) for tool in OURS}
-        tools |= {tool: clean(tool, given.peers, files, folder) for tool in PEERS}
-        console = Console(stderr=True)
-        rows: dict[str, Row] = {}
-        for path in track(files, console=console, description="measure"):
-            found = {tool: results[path.name] for tool, results in tools.items() if path.name in results}
-            rows[path.name] = judge(path, folder, found)
-        for path in track(files, console=console, description="time"):
-            race(path, folder, rows[path.name], given.seconds)
+    if given.keep is not None:
+        given.keep.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() if given.keep is None else nullcontext(given.keep) as name:
+        rows = measure(files, Path(name), given.peers, given.seconds)
     totals = summary(rows)
-    Console(width=160).print(show(totals))
+    Console(width=180).print(show(totals), show_beside(totals))
     Console(width=160).print_json(data=totals)
     if not given.paths:
         common.save("exact", {"summary": totals, "rows": rows})  # type: ignore[dict-item]
     ours = [row for tool, row in (totals["tools"] or {}).items() if tool in OURS]  # type: ignore[union-attr]
     return int(any(row["failed"] or row["over_bound"] for row in ours))  # type: ignore[index, call-overload]
+
+
+def measure(files: Sequence[Path], folder: Path, peers: str, seconds: float) -> dict[str, Row]:
+    """All that is known of every file; what was timed stays in the folder."""
+    tools = {tool: clean(tool, sys.executable, files, folder) for tool in OURS}
+    tools |= {tool: clean(tool, peers, files, folder) for tool in PEERS}
+    console = Console(stderr=True)
+    rows: dict[str, Row] = {}
+    for path in track(files, console=console, description="measure"):
+        kept = folder / f"{path.stem}.row.json"
+        if kept.exists():
+            rows[path.name] = json.loads(kept.read_text(encoding="utf-8"))
+            continue
+        row = judge(path, folder, {tool: results[path.name] for tool, results in tools.items() if path.name in results})
+        race(path, folder, row, seconds)
+        kept.write_text(json.dumps(row), encoding="utf-8")
+        rows[path.name] = row
+    band = noise_band(rows)
+    doubtful = {name for tool in ("blochfold/cpu", *PEERS) for name in suspects(rows, tool, band)}
+    for path in track([path for path in files if path.name in doubtful], console=console, description="look again"):
+        again = {tool: dict(row) if isinstance(row, dict) else row for tool, row in rows[path.name].items()}
+        race(path, folder, again, SECOND_LOOK * seconds)
+        for tool in ("blochfold/cpu", *PEERS):
+            first, second = rows[path.name].get(tool), again.get(tool)
+            if isinstance(first, dict) and isinstance(second, dict) and "measured_ratio" in second:
+                first["second_ratio"], first["second_spread"] = second["measured_ratio"], second["measured_spread"]
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One cleaner over many files, each in its own process: seconds, peak memory, and what it wrote.
+"""One cleaner over many files, each in its own process: seconds of the processor, peak memory, and what it wrote.
 
 Run by `benchmarks.exact` with the interpreter that has the cleaner: a tool's name as argument, a JSON list of pairs
 (source, destination) on standard input, one JSON line a file on standard output. Imports come before the clock.
@@ -11,11 +11,11 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-LONGEST_SECONDS = 300
+LONGEST_SECONDS = 1200
+"""On the clock, so that a busy machine fails nobody."""
 
 Tool = Callable[[Path, Path], None]
 
@@ -86,7 +86,6 @@ PEERS: dict[str, Callable[[], Tool]] = {"onnxsim": onnxsim, "onnxslim": onnxslim
 def measure(tool: Tool, source: Path, destination: Path) -> dict[str, object]:
     """Run in a forked child; the peak is the child's own resident set, imports included."""
     reading, writing = os.pipe()
-    start = time.perf_counter()
     child = os.fork()
     if child == 0:
         os.close(reading)
@@ -111,7 +110,7 @@ def measure(tool: Tool, source: Path, destination: Path) -> dict[str, object]:
     return {
         "file": source.name,
         "failure": failure,
-        "seconds": round(time.perf_counter() - start, 4),
+        "seconds": round(usage.ru_utime + usage.ru_stime, 4),
         "peak_bytes": usage.ru_maxrss * scale,
     }
 

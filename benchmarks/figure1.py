@@ -24,9 +24,9 @@ from rich.table import Table
 import backends
 from benchmarks import common
 from benchmarks.geometry import Workshop, prepare, width
-from benchmarks.plot import Panel, Series, draw
 from passes import apply, plan, profile
 from passes.candidates import Offer
+from passes.plot import Panel, Series, draw
 from passes.records import Array, Json, Shrink
 from passes.settings import Geometry
 from passes.workload import Pricer, structures

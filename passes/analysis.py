@@ -16,14 +16,7 @@ import numpy as np
 import onnx
 
 from passes import model_io, operators, parallel, redundancy, spectra
-from passes.distances import (
-    augmented_matrix,
-    effective_rank,
-    operator_angle,
-    spectral_entropy,
-    stable_rank,
-    wasserstein2,
-)
+from passes.distances import effective_rank, spectral_entropy, stable_rank, wasserstein2
 from passes.errors import ModelError, SettingsError
 from passes.findings import (
     CLOSE_QUANTILE,
@@ -37,8 +30,9 @@ from passes.findings import (
 )
 from passes.graph_io import to_graph
 from passes.progress import Progress, Silent
-from passes.records import Floats, Operator, State
+from passes.records import Operator, State
 from passes.redundancy import Cluster, Node
+from passes.stored_angle import operator_radians
 
 
 def analyse(
@@ -53,7 +47,7 @@ def analyse(
     watch = progress or Silent()
     with watch.stage("load", None):
         loaded = model_io.load(source)
-        model = model_io.prepare(loaded)
+        model = model_io.prepare(loaded, read_only=True)
         graph = to_graph(model)
         found = operators.find(graph)
     notes = list(loaded.notes)
@@ -157,16 +151,12 @@ def _certified(
                 pairs.append((min(name, other), max(name, other)))
 
     def angle(pair: tuple[str, str]) -> float:
-        first, second = (_augmented(by_name[name], graph) for name in pair)
-        return operator_angle(first, second, signed=True)
+        first, second = (operators.stored(by_name[name], graph) for name in pair)
+        return operator_radians(first, second)
 
     pairs = sorted(set(pairs))
-    return dict(zip(pairs, parallel.spread(angle, pairs, threads=threads), strict=True))
-
-
-def _augmented(operator: Operator, graph: operators.Graph) -> Floats:
-    weights = next(operators.stream((operator,), graph))
-    return augmented_matrix(weights.matrices, weights.bias)
+    with parallel.single_threaded():
+        return dict(zip(pairs, parallel.spread(angle, pairs, threads=threads), strict=True))
 
 
 def _circular(

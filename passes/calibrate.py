@@ -1,18 +1,22 @@
-"""The processor at hand, measured: small operators run in ONNX Runtime, and the cpu's facts are fitted to their times.
+"""The processor at hand, measured: small models run in ONNX Runtime, and the cpu's facts are fitted to their kernels.
 
-A shipped chip and a progress sink come in, the chip with fitted facts and its errors on held-out operators go out.
+A shipped chip and a progress sink come in, the chip with fitted facts and its errors on held-out trials go out. Times
+are those of the fastest runs, spread over several rounds: what a kernel takes when nothing interrupts it.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 from scipy.stats import spearmanr
 
 from backends import Backend, Demand, Fact
@@ -20,32 +24,47 @@ from backends.calibration.fit import Observation, Table, fit, rates_of
 from passes import runtime
 from passes.graph_io import to_graph
 from passes.progress import Progress
+from passes.runtime import Timed
 from passes.shapes import infer
-from passes.structure import structures
+from passes.structure import Structure, structures
+from passes.trials import OFF_BLOCKS, Trial, trials
 from passes.workload import Pricer
 
-SECONDS_AN_OPERATOR = 0.35
-"""Spent on each small model: enough for a steady least time of operators up to some milliseconds."""
+SECONDS_A_TRIAL = 0.6
+"""Spent on each small model, over all rounds."""
+ROUNDS = 6
+MOST_RUNS = 40
+"""Of a trial in a round: the runtime's profile keeps every run."""
 SOURCE = "measured on this machine by blochfold backends calibrate cpu"
-VECTOR_ELEMENTS = 1 << 16
 HEADROOM = 2.0
 """The peak is set this much above the shipped rate, so that a fitted efficiency stays below one."""
-Chosen = npt.NDArray[np.bool_]
-_UNARY = (
-    *("Relu", "Abs", "Neg", "Exp", "Sigmoid", "Tanh", "Sqrt", "Erf", "LeakyRelu", "HardSwish", "HardSigmoid", "Clip"),
-    *("Log", "Elu", "Softplus", "Softmax", "Gelu", "Transpose", "GlobalAveragePool", "MaxPool", "AveragePool"),
-)
-_WINDOW = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
-_BINARY = ("Add", "Mul", "Div", "Pow", "Sub")
+FAST_BYTES = tuple(float(1 << power) for power in (18, 19, 20, 21, 23, 24))
+"""Sizes of the fast memory that are tried; which one a core can call its own is not asked of the system."""
+_REORDERS = ("ReorderInput", "ReorderOutput")
+_PRICED = ("vector", "pool")
+SCRATCH_BYTES = (1 << 21, 1 << 26)
+"""Walked over before each run of a trial, at least and at most, and between them in proportion to its weights: in a
+network, the other layers have pushed the weights of this one out of the caches, and large layers have large neighbours.
+"""
+NEIGHBOURS = 8
+LARGE_WEIGHTS = 4.0
+"""How much more a trial with large weights counts in the fit."""
+Numbers = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Trial:
-    """A small model: what it is called, its operator's class, and the model."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the runtime took for a trial.
 
-    name: str
-    kind: str
-    model: onnx.ModelProto
+    Attributes:
+        kernel: Seconds of the watched kernel, as the runtime's profile says; of a chain, the mean.
+        reorders: Elements and seconds of the layout conversions around it.
+        run: Seconds of a whole run without the profile; of chains alone.
+    """
+
+    kernel: float
+    reorders: tuple[tuple[int, float], ...] = ()
+    run: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +73,7 @@ class Calibration:
 
     Attributes:
         chip: With the fitted facts.
-        summary: Spearman, median and 90th-percentile relative error and count of the held-out operators.
+        summary: Spearman, median and 90th-percentile relative error and count of the held-out kernels.
         shipped: The same for the shipped facts.
     """
 
@@ -63,7 +82,7 @@ class Calibration:
     shipped: dict[str, float]
 
 
-def calibrate(chip: Backend, progress: Progress, seconds: float = SECONDS_AN_OPERATOR) -> Calibration:
+def calibrate(chip: Backend, progress: Progress, seconds: float = SECONDS_A_TRIAL) -> Calibration:
     """Measure and fit.
 
     Args:
@@ -71,189 +90,223 @@ def calibrate(chip: Backend, progress: Progress, seconds: float = SECONDS_AN_OPE
         progress: Watches.
         seconds: Spent on each small model.
     """
-    trials = tuple(_trials())
-    measured = []
-    with progress.stage("measure small operators", len(trials)) as advance:
-        for trial in trials:
-            measured.append(_measure(trial.model, seconds))
-            advance(1)
+    chosen = tuple(trials())
+    with progress.stage("measure small models", ROUNDS * len(chosen)) as advance:
+        measured = measure(chosen, seconds, lambda: advance(1))
+    return conclude(chip, chosen, measured)
+
+
+def conclude(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> Calibration:
+    """Fit to what was measured.
+
+    Args:
+        chip: Shipped facts.
+        chosen: The trials.
+        measured: One for each.
+    """
     start = replace(
         chip,
         core_macs_per_second=Fact(value=chip.core_macs_per_second.value * HEADROOM, source=SOURCE),
         matrix_efficiency=Fact(value=1 / HEADROOM, source=SOURCE),
     )
-    start = _cliffs(start, trials, measured)
-    # A price of one operator type rests on its own trial: nothing of the kind can be held out.
-    held = np.array([index % 3 == 2 and trial.kind != "vector" for index, trial in enumerate(trials)])
-    fitted = _fit(start, trials, measured, held)
-    for _ in range(2):
-        fitted = _fit(_prices(fitted, trials, measured), trials, measured, held)
-    return Calibration(
-        chip=fitted,
-        summary=errors(fitted, trials, measured, held),
-        shipped=errors(chip, trials, measured, held),
-    )
+    sizes = [replace(start, fast_bytes=Fact(value=size, source=SOURCE)) for size in FAST_BYTES]
+    best = min((_fit(one, chosen, measured) for one in sizes), key=lambda one: _misfit(one, chosen, measured))
+    for _ in range(3):
+        best = _fit(_prices(best, chosen, measured), chosen, measured)
+    best = _prices(best, chosen, measured)
+    return Calibration(chip=best, summary=errors(best, chosen, measured), shipped=errors(chip, chosen, measured))
 
 
-def errors(chip: Backend, trials: Sequence[Trial], measured: Sequence[float], chosen: Chosen) -> dict[str, float]:
-    """How well a chip's facts tell the times of the chosen trials."""
-    table = Table(chip, _observations(chip, trials, measured))
-    modelled, seen = table.seconds(rates_of(chip))[chosen], table.measured[chosen]
-    relative = np.abs(modelled / seen - 1)
+def held_out(chosen: Sequence[Trial]) -> tuple[bool, ...]:
+    """Which trials are kept from the fit: every third of those that no single price rests on."""
+    free = [trial.name for trial in chosen if trial.kind not in (*_PRICED, "plain pool", "chain")]
+    held = set(free[2::3])
+    return tuple(trial.name in held for trial in chosen)
+
+
+def errors(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> dict[str, float]:
+    """How well a chip's facts tell the held-out kernels."""
+    overhead = _overhead(chosen, measured)
+    seen = [
+        _of_kernel(chip, trial, one, overhead)
+        for trial, one, held in zip(chosen, measured, held_out(chosen), strict=True)
+        if held
+    ]
+    table = Table(chip, seen)
+    modelled = table.seconds(rates_of(chip))
+    relative = np.abs(modelled / table.measured - 1)
     return {
-        "operators": float(chosen.sum()),
-        "spearman": float(spearmanr(modelled, seen)[0]),
+        "operators": float(len(seen)),
+        "spearman": float(spearmanr(modelled, table.measured)[0]),
         "median_error": float(np.median(relative)),
         "p90_error": float(np.quantile(relative, 0.9)),
     }
 
 
-def _fit(chip: Backend, trials: Sequence[Trial], measured: Sequence[float], held: Chosen) -> Backend:
-    seen = [one for one, out in zip(_observations(chip, trials, measured), held, strict=True) if not out]
+def measure(chosen: Sequence[Trial], seconds: float, advance: Callable[[], None]) -> tuple[Measured, ...]:
+    """Run every trial in rounds, on one thread.
+
+    Args:
+        chosen: Trials.
+        seconds: For each, over all rounds.
+        advance: Called after each trial of each round.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        profiled = [runtime.session(t.model, threads=1, profile=Path(folder) / f"{i}") for i, t in enumerate(chosen)]
+        plain = [runtime.session(t.model, threads=1) if t.kind == "chain" else None for t in chosen]
+        scratch = np.ones(SCRATCH_BYTES[1] // 4, np.float32)
+        walked = [scratch[: _walked(trial.model) // 4] for trial in chosen]
+        fastest = [float("inf")] * len(chosen)
+        for _ in range(ROUNDS):
+            for index, trial in enumerate(chosen):
+                feeds = _feeds(trial.model)
+                _least(profiled[index], feeds, seconds / ROUNDS, walked[index])
+                whole = plain[index]
+                if whole is not None:
+                    fastest[index] = min(fastest[index], _least(whole, feeds, seconds / ROUNDS))
+                advance()
+        timed = [runtime.kernel_seconds(runner) for runner in profiled]
+    return tuple(_read(trial, found, run) for trial, found, run in zip(chosen, timed, fastest, strict=True))
+
+
+def _read(trial: Trial, timed: Sequence[Timed], run: float) -> Measured:
+    kernels = [one.seconds for one in timed if one.op_type not in _REORDERS]
+    if not kernels:
+        raise ValueError(f"expected a kernel in the trial {trial.name!r}, found {', '.join(o.op_type for o in timed)}")
+    # The runtime may part an operator (HardSwish); what feeds it stands in front.
+    parted = len(kernels) - (len(trial.model.graph.node) - 1) if trial.kind in ("vector", "size") else 1
+    whole = sum(kernels[-max(1, parted) :])
+    return Measured(
+        kernel=float(np.mean(kernels)) if trial.kind == "chain" else whole,
+        reorders=tuple((one.elements, one.seconds) for one in timed if one.op_type in _REORDERS),
+        run=run if trial.kind == "chain" else 0.0,
+    )
+
+
+def _least(
+    runner: InferenceSession, feeds: dict[str, Numbers], seconds: float, scratch: Numbers | None = None
+) -> float:
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < 2 or (time.perf_counter() < until and len(times) < MOST_RUNS):
+        if scratch is not None:
+            np.negative(scratch, out=scratch)
+        started = time.perf_counter()
+        runner.run(None, feeds)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _walked(model: onnx.ModelProto) -> int:
+    least, most = SCRATCH_BYTES
+    return min(most, max(least, NEIGHBOURS * sum(len(tensor.raw_data) for tensor in model.graph.initializer)))
+
+
+def _feeds(model: onnx.ModelProto) -> dict[str, Numbers]:
+    return {
+        value.name: np.ones(tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim), np.float32)
+        for value in model.graph.input
+    }
+
+
+def _misfit(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> float:
+    table = Table(chip, _observations(chip, chosen, measured))
+    return float(np.mean(np.abs(np.log(table.seconds(rates_of(chip)) / table.measured))))
+
+
+def _fit(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> Backend:
     rates = rates_of(chip)
     free = {
         "run_seconds": (6e-6, 2.0),
         "launch_matrix": (rates["launch_matrix"], 2.0),
+        "launch_matmul": (rates.get("launch_matmul", rates["launch_matrix"]), 2.0),
+        "launch_vector": (rates["launch_vector"], 2.0),
+        "launch_layout": (rates["launch_layout"], 2.0),
         "matrix_efficiency": (rates["matrix_efficiency"], 1.5),
-        "matmul_efficiency": (rates.get("matmul_efficiency", rates["matrix_efficiency"]), 2.0),
+        "matmul_efficiency": (rates.get("matmul_efficiency", rates["matrix_efficiency"]), 1.5),
         "depthwise_macs_per_second": (rates["depthwise_macs_per_second"], 2.0),
         "core_adds_per_second": (rates["core_adds_per_second"], 1.5),
         "fast_bandwidth": (rates["fast_bandwidth"], 2.0),
         "bandwidth": (rates["bandwidth"], 2.0),
-        "serial": (0.3, 2.0),
-        "drain": (0.5, 3.0),
-        "weight_bandwidth": (40e9, 2.0),
+        "weight_bandwidth": (rates.get("weight_bandwidth", 40e9), 2.0),
+        **{name: (rates[name], 2.0) for name in ("serial", "drain", "copy", "reorder", "row_start", "product_start")},
     }
-    return fit(chip, seen, free, SOURCE)
+    return fit(chip, _observations(chip, chosen, measured), free, SOURCE)
 
 
-def _observations(chip: Backend, trials: Sequence[Trial], measured: Sequence[float]) -> tuple[Observation, ...]:
-    return tuple(
-        Observation(name=trial.name, demands=_demands(chip, trial.model), seconds=seconds)
-        for trial, seconds in zip(trials, measured, strict=True)
-    )
+def _observations(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> list[Observation]:
+    """What the fit sees: kernels, the layout conversions around them, and chains as whole runs."""
+    overhead = _overhead(chosen, measured)
+    found = []
+    for trial, seen, held in zip(chosen, measured, held_out(chosen), strict=True):
+        if held:
+            continue
+        if trial.kind == "chain":
+            found.append(Observation(name=trial.name, demands=_demands(chip, trial), seconds=seen.run))
+            continue
+        found.append(_of_kernel(chip, trial, seen, overhead))
+        for elements, seconds in seen.reorders:
+            asked = Demand(launch="free", conversions=1, reordered=float(elements))
+            taken = max(seconds - overhead, seconds / 4)
+            found.append(Observation(name="reorder", demands=(asked,), seconds=taken, whole=False, weight=0.5))
+    return found
 
 
-def _demands(chip: Backend, model: onnx.ModelProto) -> tuple[Demand, ...]:
-    inputs = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input}
-    asked = Pricer(structures(to_graph(model)), chip).demands(infer(model, inputs).get)
-    return asked or ()
+def _of_kernel(chip: Backend, trial: Trial, seen: Measured, overhead: float) -> Observation:
+    asked = replace(_demands(chip, trial)[-1], conversions=0, reordered=0.0)
+    taken = max(seen.kernel - overhead, seen.kernel / 4)
+    # Few trials stream weights that no cache keeps, and every large network does.
+    weight = LARGE_WEIGHTS if _walked(trial.model) > NEIGHBOURS * SCRATCH_BYTES[0] // 2 else 1.0
+    return Observation(name=trial.name, demands=(asked,), seconds=taken, whole=False, weight=weight)
 
 
-def _prices(chip: Backend, trials: Sequence[Trial], measured: Sequence[float]) -> Backend:
+def _overhead(chosen: Sequence[Trial], measured: Sequence[Measured]) -> float:
+    """What the profile adds to a kernel: the links of chains under it, less the same links without it."""
+    alone = min(one.run for trial, one in zip(chosen, measured, strict=True) if trial.kind == "chain")
+    added = [
+        one.kernel - (one.run - alone) / (len(trial.model.graph.node) - 1)
+        for trial, one in zip(chosen, measured, strict=True)
+        if trial.kind == "chain" and len(trial.model.graph.node) > 1
+    ]
+    return max(0.0, float(np.median(added)))
+
+
+def _demands(chip: Backend, trial: Trial) -> tuple[Demand, ...]:
+    found, shapes = _prepared(trial)
+    return Pricer(found, chip).demands(shapes.get) or ()
+
+
+@cache
+def _prepared(trial: Trial) -> tuple[tuple[Structure, ...], Mapping[str, tuple[int, ...]]]:
+    inputs = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in trial.model.graph.input}
+    return structures(to_graph(trial.model)), infer(trial.model, inputs)
+
+
+def _prices(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> Backend:
     """Prices of vector work from what the rest of the model leaves of its time; Add is one by definition."""
     vector = dict(chip.vector)
-    rate = chip.cores.value * chip.core_adds_per_second.value
-    for trial, seconds in zip(trials, measured, strict=True):
-        if trial.kind != "vector" or trial.name in ("Add",):
+    plain: dict[str, list[float]] = {kind: [] for kind in OFF_BLOCKS}
+    rate, serial = chip.core_adds_per_second.value, 0.0 if chip.serial is None else chip.serial.value
+    overhead = _overhead(chosen, measured)
+    for trial, seen in zip(chosen, measured, strict=True):
+        if trial.kind not in (*_PRICED, "plain pool") or trial.name == "Add":
             continue
-        (asked,) = _demands(chip, trial.model)
-        price = chip.vector.get(trial.name, chip.vector_other).value
-        elements = asked.adds / price
-        left = seconds - chip.overhead_seconds - chip.launch_vector.value
-        value = max(0.05, left * rate / elements) if elements else price
-        vector[trial.name] = Fact(value=float(f"{value:.4g}"), source=SOURCE)
-    return replace(chip, vector=vector)
+        asked = _demands(chip, trial)[-1]
+        terms = chip.terms(asked)
+        left = max(0.0, seen.kernel - overhead - terms["launch"])
+        # The longer of the two is paid whole, the shorter in part.
+        above = left - serial * terms["memory"]
+        below = (left - terms["memory"]) / max(serial, 0.05)
+        adds = rate * (above if above >= terms["memory"] else below)
+        now = chip.vector.get(trial.watched, chip.vector_other).value
+        if trial.kind == "plain pool":
+            factor = chip.plain_max_pool if trial.watched == "MaxPool" else chip.plain_average_pool
+            plain[trial.watched].append(max(1.0, adds / asked.adds * (1.0 if factor is None else factor.value)))
+        else:
+            vector[trial.watched] = _fact(max(0.05, now * adds / asked.adds))
+    largest, average = (_fact(float(np.median(plain[kind]))) for kind in OFF_BLOCKS)
+    return replace(chip, vector=vector, plain_max_pool=largest, plain_average_pool=average)
 
 
-def _cliffs(chip: Backend, trials: Sequence[Trial], measured: Sequence[float]) -> Backend:
-    """Factors of the alignment cliffs: the misaligned neighbour against the aligned one."""
-    times = {trial.name: seconds for trial, seconds in zip(trials, measured, strict=True)}
-    dense = times["conv 62 to 64"] / times["conv 64 to 64"]
-    deep = times["depthwise 62"] / times["depthwise 64"]
-    return replace(
-        chip,
-        misaligned_conv=Fact(value=max(1.0, float(f"{dense:.3g}")), source=SOURCE),
-        misaligned_depthwise=Fact(value=max(1.0, float(f"{deep:.3g}")), source=SOURCE),
-    )
-
-
-def _measure(model: onnx.ModelProto, seconds: float) -> float:
-    """The median of the fastest tenth of the runs: what the operator takes when nothing interrupts it."""
-    runner = runtime.session(model, threads=1)
-    feeds = {
-        value.name: np.ones(tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim), np.float32)
-        for value in model.graph.input
-    }
-    names = [value.name for value in model.graph.output]
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or len(times) < 5:
-        started = time.perf_counter()
-        runner.run(names, feeds)
-        times.append(time.perf_counter() - started)
-    times.sort()
-    return float(np.median(times[: max(1, len(times) // 10)]))
-
-
-def _trials() -> Iterator[Trial]:
-    for c, n, side, k in (
-        (64, 64, 28, 3), (62, 64, 28, 3), (32, 32, 56, 3), (128, 128, 14, 3), (256, 256, 7, 3), (3, 32, 112, 3),
-        (64, 24, 28, 3), (64, 40, 28, 3), (48, 64, 28, 3), (16, 96, 56, 1), (96, 24, 28, 1), (256, 64, 28, 1),
-        (64, 256, 28, 1), (512, 512, 7, 1), (128, 512, 14, 1), (24, 144, 28, 1), (160, 960, 7, 1), (40, 40, 32, 5),
-        (512, 512, 4, 3), (128, 128, 28, 3), (24, 24, 64, 3), (8, 16, 112, 3),
-    ):  # fmt: skip
-        name = f"conv {c} to {n}" if (side, k) == (28, 3) else f"conv {c} to {n}, {side}, {k}x{k}"
-        yield Trial(name=name, kind="conv", model=_conv(c, n, side, k, 1))
-    for c, side in ((64, 28), (62, 28), (32, 56), (144, 28), (192, 14), (576, 14), (960, 7), (96, 56)):
-        name = f"depthwise {c}" if side == 28 else f"depthwise {c}, {side}"
-        yield Trial(name=name, kind="depthwise", model=_conv(c, c, side, 3, c))
-    for m, k, n in (
-        (64, 256, 256), (1, 512, 1000), (1, 2048, 1000), (197, 192, 768), (128, 768, 768), (64, 64, 64),
-        (1, 4096, 1024), (49, 384, 1152), (256, 512, 128), (16, 1024, 1024), (65, 128, 512),
-    ):  # fmt: skip
-        yield Trial(name=f"matmul {m}x{k}x{n}", kind="matmul", model=_matmul(m, k, n))
-    for kind in (*_BINARY, *_UNARY):
-        yield Trial(name=kind, kind="vector", model=_vector(kind, VECTOR_ELEMENTS))
-    for kind, elements in (
-        ("Add", 1 << 12),
-        ("Relu", 1 << 20),
-        ("Add", 1 << 22),
-        ("Sigmoid", 1 << 20),
-        ("Mul", 1 << 18),
-    ):
-        yield Trial(name=f"{kind} of {elements}", kind="size", model=_vector(kind, elements))
-
-
-def _conv(c: int, n: int, side: int, k: int, groups: int) -> onnx.ModelProto:
-    weights = {"w": (n, c // groups, k, k), "b": (n,)}
-    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv", pads=[k // 2] * 4, group=groups)]
-    return _model(nodes, {"x": (1, c, side, side)}, {"y": (1, n, side, side)}, weights)
-
-
-def _matmul(m: int, k: int, n: int) -> onnx.ModelProto:
-    return _model(
-        [helper.make_node("MatMul", ["x", "w"], ["y"], "matmul")], {"x": (m, k)}, {"y": (m, n)}, {"w": (k, n)}
-    )
-
-
-def _vector(kind: str, elements: int) -> onnx.ModelProto:
-    side = 32
-    shape = (1, max(1, elements // (side * side)), side, side)
-    out, node = shape, helper.make_node(kind, ["x", "z"] if kind in _BINARY else ["x"], ["y"], "op")
-    if kind == "Transpose":
-        node.attribute.append(helper.make_attribute("perm", [0, 2, 3, 1]))
-        out = (1, side, side, shape[1])
-    elif kind == "GlobalAveragePool":
-        out = (1, shape[1], 1, 1)
-    elif kind in ("MaxPool", "AveragePool"):
-        node.attribute.extend(helper.make_attribute(key, value) for key, value in _WINDOW.items())
-    return _model([node], dict.fromkeys(node.input, shape), {"y": out}, {})
-
-
-def _model(
-    nodes: Sequence[onnx.NodeProto],
-    inputs: dict[str, tuple[int, ...]],
-    outputs: dict[str, tuple[int, ...]],
-    weights: dict[str, tuple[int, ...]],
-) -> onnx.ModelProto:
-    def values(shapes: dict[str, tuple[int, ...]]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
-
-    rng = np.random.default_rng(0)
-    stored = [
-        numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32) * np.float32(0.05), name)
-        for name, shape in weights.items()
-    ]
-    graph = helper.make_graph(list(nodes), "trial", values(inputs), values(outputs), stored)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+def _fact(value: float) -> Fact:
+    return Fact(value=float(f"{value:.4g}"), source=SOURCE)

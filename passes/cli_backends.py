@@ -45,7 +45,7 @@ def show(chip: _Chip, as_json: _AsJson = False) -> None:
 @app.command()
 def calibrate(
     chip: Annotated[str, typer.Argument(metavar="CHIP", help="cpu: the only chip that can be measured here")] = "cpu",
-    seconds: Annotated[float, typer.Option("--seconds", help="Spent on each of about 70 small operators.")] = 0.35,
+    seconds: Annotated[float, typer.Option("--seconds", help="Spent on each of about 145 small models.")] = 0.6,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and report, keep nothing.")] = False,
 ) -> None:
     """Measure this machine with ONNX Runtime, fit the cpu's facts to it, and keep them for later runs.

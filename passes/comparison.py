@@ -15,12 +15,13 @@ import numpy as np
 import onnx
 from scipy.optimize import linear_sum_assignment
 
-from passes import model_io, operators, spectra
-from passes.distances import Integers, augmented_matrix, effective_rank, fubini_study, operator_angle, wasserstein2
+from passes import model_io, operators, parallel, spectra
+from passes.distances import Integers, effective_rank, fubini_study, wasserstein2
 from passes.errors import ModelError
 from passes.graph_io import to_graph
 from passes.progress import Progress, Silent
-from passes.records import Floats, Json, Operator, State
+from passes.records import Json, Operator, State
+from passes.stored_angle import operator_radians
 from passes.version import VERSION
 
 FORMAT = 1
@@ -127,7 +128,9 @@ def compare(
     a, b = sides
     with watch.stage("matching", None):
         rows, columns = match(a.states, b.states)
-        pairs = tuple(_pair(a, b, int(i), int(j)) for i, j in zip(rows, columns, strict=True))
+        with parallel.single_threaded():
+            matched = zip(rows.tolist(), columns.tolist(), strict=True)
+            pairs = tuple(parallel.spread(lambda both: _pair(a, b, *both), matched, threads=threads))
     return Comparison(
         models=(a.name, b.name),
         digests=(a.digest, b.digest),
@@ -151,7 +154,7 @@ def match(first: tuple[State, ...], second: tuple[State, ...]) -> tuple[Integers
 
 def _measure(source: Path | str | onnx.ModelProto, fallback: str, threads: int) -> _Side:
     loaded = model_io.load(source)
-    graph = to_graph(model_io.prepare(loaded))
+    graph = to_graph(model_io.prepare(loaded, read_only=True))
     found = operators.find(graph)
     name = fallback if loaded.path is None else str(loaded.path)
     if not found:
@@ -171,7 +174,7 @@ def _pair(a: _Side, b: _Side, i: int, j: int) -> Pair:
     shapes = [(one.groups, one.rows, one.columns) for one in (first, second)]
     angle = None
     if shapes[0] == shapes[1]:
-        angle = operator_angle(_augmented(a, first), _augmented(b, second), signed=True)
+        angle = operator_radians(operators.stored(first, a.graph), operators.stored(second, b.graph))
     return Pair(
         first=first.name,
         second=second.name,
@@ -183,8 +186,3 @@ def _pair(a: _Side, b: _Side, i: int, j: int) -> Pair:
         operator_radians=angle,
         effective_ranks=(effective_rank(s), effective_rank(t)),
     )
-
-
-def _augmented(side: _Side, operator: Operator) -> Floats:
-    weights = next(operators.stream((operator,), side.graph))
-    return augmented_matrix(weights.matrices, weights.bias)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
@@ -63,6 +64,9 @@ def _replay(chain: list[gs.Node], value: Array) -> Array | None:
 def _load(tensor: gs.Constant) -> Array:
     """The array, without leaving a second copy of a lazy one in the graph: a large model is read once, in passing."""
     held = tensor._values
+    if type(held) is LazyValues and isinstance(held.tensor, onnx.TensorProto):
+        # What `held.load` reads, without its second copy.
+        return np.asarray(onnx.numpy_helper.to_array(held.tensor))
     return np.asarray(held.load() if isinstance(held, LazyValues) else held)
 
 

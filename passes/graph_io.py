@@ -28,6 +28,9 @@ from passes.storage import copy_fields, tensor_bytes
 LARGE_BYTES = 16384
 """Initializers above this are no shape constants: shape inference gets their type only."""
 
+WEIGHTS_APART = 4
+"""File format from which weights need not be inputs too; of older files, ONNX Runtime lets no one override them."""
+
 _PORTABLE = frozenset(
     {
         AttributeProto.FLOAT,
@@ -283,15 +286,29 @@ def _restore_interface(model: onnx.ModelProto, template: onnx.ModelProto) -> Non
     defaults = {tensor.name for tensor in template.graph.initializer}
     sparse = {tensor.values.name for tensor in graph.sparse_initializer}
     defaults |= {tensor.values.name for tensor in template.graph.sparse_initializer}
+    old = model.ir_version < WEIGHTS_APART
+    listed = old or _overridable(template, stored)
     for value in template.graph.input:
         if value.name in stored:
-            graph.input.append(_weight_input(stored[value.name], value))
+            if listed:
+                graph.input.append(_weight_input(stored[value.name], value))
         elif value.name not in defaults or value.name in sparse:
             graph.input.append(value)
-    if model.ir_version < 4:
+    if old:
         # Before version 4 of the file format, every initializer has to be an input too.
         present = {value.name for value in graph.input}
         graph.input.extend(_weight_input(t, None) for name, t in stored.items() if name not in present)
+
+
+def _overridable(template: onnx.ModelProto, stored: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a caller may go on overriding weights that are listed as inputs: not when one of them was changed.
+
+    What was computed from a weight, or put in its place, does not follow an override. A caller who tries is to get an
+    error for each of them, not a mixture; and a runtime folds and fuses only what nobody can override.
+    """
+    declared = {value.name for value in template.graph.input}
+    used = {name for node in nodes_of(template.graph) for name in node.input} & declared
+    return all(stored.get(t.name) == t for t in template.graph.initializer if t.name in used)
 
 
 def _weight_input(tensor: onnx.TensorProto, original: onnx.ValueInfoProto | None) -> onnx.ValueInfoProto:

@@ -7,6 +7,7 @@ the rest works on. `to_graph`, `to_model`, `save` and `save_text` stand here too
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,17 +21,23 @@ import onnx.numpy_helper
 from google.protobuf.message import DecodeError
 
 from passes.errors import ModelError
-from passes.graph_io import nodes_of, to_graph, to_model
+from passes.graph_io import WEIGHTS_APART, nodes_of, to_graph, to_model
 from passes.interface import inputs_of
 from passes.storage import save, save_text, shell, tensor_bytes, weight_bytes
 
 __all__ = ["Loaded", "load", "prepare", "save", "save_text", "to_graph", "to_model"]
 
-CHECK_BYTES = 2**28
-"""Weights above this are left out of what the checker sees: it would copy them, and ends at 2 GiB."""
+CHECK_BYTES = 2**24
+"""Of models with more weights than this, the checker sees only the small ones: it copies them, and ends at 2 GiB."""
+
+OLD_CHECK_BYTES = 2**28
+"""The same before version 4 of the format, where only the checker knows that weights must be inputs."""
+
+SMALL_BYTES = 2**16
+"""Floating-point weights above this are large; their size is checked with their values."""
 
 CHUNK = 2**22
-"""Values looked at in one go for NaN."""
+"""Values looked at in one go for NaN; other weights of more bytes are large ones."""
 
 _STANDARD = frozenset({"", "ai.onnx"})
 _HALVES = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
@@ -100,11 +107,15 @@ def load(source: Path | str | onnx.ModelProto) -> Loaded:
     )
 
 
-def prepare(loaded: Loaded) -> onnx.ModelProto:
+def prepare(loaded: Loaded, *, read_only: bool = False) -> onnx.ModelProto:
     """A private copy with model-local functions inlined and a unique name on every node, subgraphs included.
 
-    Names that are there and unique stay; the interface and the initializers stay as they are.
+    Names that are there and unique stay; the interface and the initializers stay as they are. With `read_only` the
+    caller changes nothing, and gets the loaded model itself where no copy is needed.
     """
+    names = [node.name for node in nodes_of(loaded.proto.graph)]
+    if read_only and not loaded.proto.functions and all(names) and len(set(names)) == len(names):
+        return loaded.proto
     model = onnx.ModelProto()
     if loaded.proto.functions:
         model.CopyFrom(onnx.inliner.inline_local_functions(loaded.proto))
@@ -250,12 +261,12 @@ def _require_inputs(model: onnx.ModelProto) -> None:
 
 def _check(model: onnx.ModelProto, name: str) -> None:
     subject = model
-    if weight_bytes(model) > CHECK_BYTES:
+    if weight_bytes(model) > (CHECK_BYTES if model.ir_version >= 4 else OLD_CHECK_BYTES):
         subject = shell(model)
         subject.ir_version = max(subject.ir_version, 4)
         present = {value.name for value in subject.graph.input}
         for tensor in model.graph.initializer:
-            if tensor_bytes(tensor) <= CHUNK:
+            if tensor_bytes(tensor) <= (SMALL_BYTES if tensor.data_type in _FLOATS else CHUNK):
                 subject.graph.initializer.append(tensor)
             elif tensor.name not in present:
                 value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
@@ -271,7 +282,13 @@ def _require_finite(model: onnx.ModelProto) -> None:
     for name, tensor in _named_tensors(model):
         if tensor.data_type not in _FLOATS:
             continue
-        values = onnx.numpy_helper.to_array(tensor).reshape(-1)
+        try:
+            values = onnx.numpy_helper.to_array(tensor).reshape(-1)
+        except ValueError as error:
+            raise ModelError(
+                f"weight {name!r} does not hold the {math.prod(tensor.dims)} values of its shape {list(tensor.dims)}; "
+                "the file is cut short: export or download it again"
+            ) from error
         for start in range(0, values.size, CHUNK):
             part = values[start : start + CHUNK]
             if np.isfinite(part).all():
@@ -316,6 +333,9 @@ def _notes(model: onnx.ModelProto) -> Iterator[str]:
         yield f"weights of reduced precision are left alone: {', '.join(halves)}"
     if any(node.op_type in _QUANTISED for node in nodes):
         yield "quantised operators are left alone"
+    listed = {value.name for value in model.graph.input} & {tensor.name for tensor in model.graph.initializer}
+    if listed and model.ir_version >= WEIGHTS_APART:
+        yield f"{len(listed)} weights are inputs with defaults; a result that changes one of them lists none as input"
 
 
 def _digest(model: onnx.ModelProto) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from passes.constants import STANDARD_DOMAINS, constant_shape, constant_value
-from passes.records import Floats, Operator
+from passes.records import Array, Floats, Operator
 
 Graph = gs.Graph
 """For modules that only hand a graph on."""
@@ -68,16 +68,16 @@ class OperatorKind:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Weights:
-    """The numbers of one operator, float64.
+    """The numbers of one operator.
 
     Attributes:
         operator: Whose.
-        matrices: Shape (groups, rows, columns).
-        bias: Shape (groups, rows), None when the operator has none that is constant.
+        matrices: Shape (groups, rows, columns); float64, or as they are stored.
+        bias: Shape (groups, rows), float64; None when the operator has none that is constant.
     """
 
     operator: Operator
-    matrices: Floats
+    matrices: Array
     bias: Floats | None
 
 
@@ -91,6 +91,12 @@ def stream(operators: Sequence[Operator], graph: gs.Graph) -> Iterator[Weights]:
     nodes = {node.name: node for node in graph.nodes}
     for operator in operators:
         yield _read(operator, nodes.get(operator.name))
+
+
+def stored(operator: Operator, graph: gs.Graph) -> Weights:
+    """The numbers of one operator with its matrices in the precision of the file; not to be written to."""
+    node = next((node for node in graph.nodes if node.name == operator.name), None)
+    return _read(operator, node, exact=False)
 
 
 def kernels(operators: Sequence[Operator], graph: gs.Graph) -> Iterator[tuple[Operator, Floats, str]]:
@@ -231,7 +237,7 @@ def _bias(tensor: gs.Tensor, layout: Layout) -> Floats | None:
     return np.broadcast_to(scaled, (groups * rows,)).reshape(groups, rows)
 
 
-def _read(operator: Operator, node: gs.Node | None) -> Weights:
+def _read(operator: Operator, node: gs.Node | None, *, exact: bool = True) -> Weights:
     positions = [] if node is None else [i for i, t in enumerate(node.inputs[:2]) if t.name == operator.weight]
     value = constant_value(node.inputs[positions[0]]) if node is not None and positions else None
     kind = KINDS.get(operator.kind)
@@ -242,7 +248,9 @@ def _read(operator: Operator, node: gs.Node | None) -> Weights:
             "read operators from the graph they were found in"
         )
     tensor = None if operator.bias is None else kind.bias(node, positions[0])
-    merged = value.reshape(layout.split).transpose(layout.order).reshape(layout.shape).astype(np.float64)
+    merged: Array = value.reshape(layout.split).transpose(layout.order).reshape(layout.shape)
+    if exact or layout.scale != 1:
+        merged = merged.astype(np.float64)
     if layout.scale != 1:
         merged *= layout.scale
     return Weights(

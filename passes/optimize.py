@@ -95,6 +95,7 @@ def optimize(
     max_drop: options.MaxDrop = None,
     max_error: options.MaxError = None,
     speedup: options.Speedup = None,
+    pareto: options.Pareto = _DEFAULT.pareto,
     data: options.Data = None,
     labels: options.Labels = None,
     eval_data: options.EvalData = None,
@@ -142,6 +143,7 @@ def optimize(
             max_drop=max_drop,
             max_error=max_error,
             speedup=speedup,
+            pareto=pareto,
             exact_only=exact_only,
             plan_only=plan_only,
             plan=plan,
@@ -166,7 +168,7 @@ def optimize(
 
 
 def _run(model: Path, settings: Settings, show: Presentation) -> int:
-    from passes import pipeline, report, storage, terminal
+    from passes import frontier, pipeline, report, storage, terminal
     from passes.verdict import verdict
 
     plan_path = _plan_path(model, settings) if settings.plan_only else None
@@ -185,6 +187,9 @@ def _run(model: Path, settings: Settings, show: Presentation) -> int:
     report_path = show.report or _report_path(outcome)
     if report_path is not None:
         texts["report"] = (report_path, report.to_json(outcome, settings))
+    if outcome.frontier and outcome.output is not None:
+        drawn = frontier.picture(outcome.before, outcome.frontier, outcome.plan.target)
+        texts["frontier"] = (Path(outcome.output).with_suffix(".pareto.svg"), drawn)
     written: dict[str, Path] = {}
     failure: OutputError | None = None
     for what, (path, text) in texts.items():

@@ -88,6 +88,10 @@ MaxError = Annotated[
 ]
 Speedup = Annotated[float | None, _option(_BUDGET, "--speedup", "Modelled speed-up to reach, such as 2.0.")]
 
+Pareto = Annotated[
+    int, _option(_BUDGET, "--pareto", "Write that many models along the frontier of loss and time too, and its plot.")
+]
+
 Data = Annotated[list[str] | None, _option(_DATA, "--data", _INPUTS)]
 Labels = Annotated[Path | None, _option(_DATA, "--labels", "Class of each sample: .npy, .npz or text.")]
 EvalData = Annotated[

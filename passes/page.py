@@ -10,6 +10,7 @@ import json
 from importlib import resources
 
 import networkx as nx
+import numpy as np
 
 from passes import readable
 from passes.findings import Analysis
@@ -18,6 +19,9 @@ from passes.records import Json
 PLACE = "{{VALUES}}"
 DIGITS = 5
 """Significant digits of a number on the page; the JSON report has them all."""
+
+_STRETCH = 2.5
+"""At most so much are flat layouts drawn higher than they are, so that their names find room."""
 
 _LAYOUT_WORK = 20_000
 """Nodes times iterations of the layout: a second or two."""
@@ -42,7 +46,15 @@ def _positions(found: Analysis) -> dict[str, Json]:
         graph.add_edge(first[0], second[0], spring=1.0 / (0.05 + float(data["weight"])))
     rounds = max(5, min(60, _LAYOUT_WORK // max(len(graph), 1)))
     places = nx.spring_layout(graph, weight="spring", iterations=rounds, seed=0)
-    return {name: [float(place[0]), float(place[1])] for name, place in places.items()}
+    points = np.array(list(places.values()))
+    points -= points.mean(axis=0)
+    # The picture is wider than high: its longest direction lies along the x axis, the first operator on the left.
+    axes = np.linalg.svd(points, full_matrices=False)[2] if len(points) > 1 else np.eye(2)
+    turned = points @ axes.T
+    turned *= np.where(turned[0] > 0, -1.0, 1.0)
+    width, height = np.ptp(turned, axis=0)
+    turned[:, 1] *= min(_STRETCH, max(1.0, width / 2 / max(height, 1e-9)))
+    return {name: [float(place[0]), float(place[1])] for name, place in zip(places, turned, strict=True)}
 
 
 def _short(value: Json) -> Json:

@@ -7,6 +7,7 @@ evidence is within the budget.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from passes import (
     candidates,
     coupling,
     exact,
+    frontier,
     inputs,
     model_io,
     operators,
@@ -36,7 +38,7 @@ from passes.errors import PlanError, SettingsError, ValidationFailed
 from passes.graph_io import to_graph
 from passes.memory import affordable
 from passes.progress import Progress, Silent
-from passes.records import Group, Outcome, Plan, Refusal, SearchPoint
+from passes.records import Group, Outcome, Plan, Refusal, SearchPoint, Variant
 from passes.samples import Inputs
 from passes.settings import Settings
 from passes.validate import Judge
@@ -133,6 +135,7 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         model_io.save(model, output, protected=loaded.files)
         written = str(output)
     return Outcome(
+        frontier=_variants(decided.frontier, original, given, backend, settings, output, loaded.files),
         model=None if settings.plan_only else model,
         plan=made,
         evidence=None if settings.plan_only else evidence,
@@ -146,6 +149,36 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         output=written,
         seconds=time.perf_counter() - started,
     )
+
+
+def _variants(
+    found: Sequence[search.Found],
+    original: onnx.ModelProto,
+    given: _Given,
+    backend: Backend,
+    settings: Settings,
+    output: Path | None,
+    protected: Sequence[Path],
+) -> tuple[Variant, ...]:
+    """Measure and write the models of the frontier beside the result, numbered from the shallowest."""
+    made = []
+    for number, one in enumerate(found, 1):
+        _, seconds = profile.measure(
+            original, one.model, given.evaluation, batch=settings.batch, threads=settings.threads
+        )
+        place = None if output is None else output.with_name(f"{output.stem}.pareto{number}{output.suffix}")
+        if place is not None:
+            model_io.save(one.model, place, protected=protected)
+        made.append(
+            Variant(
+                shrinks=one.cuts,
+                after=profile.profile(one.model, backend, settings.batch, seconds),
+                evidence=one.evidence,
+                within_budget=search.within(one.evidence, settings),
+                output=None if place is None else str(place),
+            )
+        )
+    return tuple(made)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +199,7 @@ class _Decided:
     refusals: tuple[Refusal, ...]
     points: tuple[SearchPoint, ...]
     notes: tuple[str, ...]
+    frontier: tuple[search.Found, ...] = ()
 
 
 def _backend(target: str) -> Backend:
@@ -248,7 +282,10 @@ def _cut(
         notes.append("no cut that was tried keeps to the budget: exact rewrites only")
     if pricer.unpriced:
         notes.append(f"{backend.name} has no price for {', '.join(pricer.unpriced)}: whole times are unknown")
-    return _Decided(found=result, groups=coupled.groups, refusals=refusals, points=points, notes=tuple(notes))
+    along = frontier.explore(bench, market, way, sensitivity, judge, settings, watch) if settings.pareto else ()
+    return _Decided(
+        found=result, groups=coupled.groups, refusals=refusals, points=points, notes=tuple(notes), frontier=along
+    )
 
 
 def _destination(loaded: model_io.Loaded, settings: Settings) -> Path | None:

@@ -6,11 +6,16 @@ its nodes is made harmless for a terminal.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 # 999.5 reads as 1000 in three digits: the next prefix takes over there, never "1000 k".
 _ROUNDS_UP = 0.9995
+_LITTLE = 8
+"""A common path of so few letters stays in the names."""
 
 
 def count(number: int | None, unknown: str = "unknown") -> str:
@@ -80,3 +85,18 @@ def _scaled(number: float, steps: tuple[tuple[float, str], ...]) -> str:
     scale, unit = next((step for step in steps if number >= step[0] * _ROUNDS_UP), steps[-1])
     value = float(f"{number / scale:.3g}")
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+
+
+def stem(names: Iterable[str]) -> str:
+    """The path that most names lie in and that takes most room in a table of them; "" when none takes much.
+
+    Args:
+        names: With their parts set apart by "/", or by "." where there is no "/".
+    """
+    everyone = tuple(names)
+    mark = "/" if any("/" in name for name in everyone) else "."
+    counts = Counter(
+        name[: place + 1] for name in everyone for place, letter in enumerate(name) if letter == mark and place
+    )
+    most = [path for path, count in counts.items() if 2 * count >= len(everyone) > 1 and len(path) > _LITTLE]
+    return max(most, key=lambda path: (len(path) * counts[path], path), default="")

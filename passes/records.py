@@ -318,6 +318,25 @@ class SearchPoint:
     within_budget: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One model of the frontier.
+
+    Attributes:
+        shrinks: Group cuts, sorted by group name.
+        after: Its profile.
+        evidence: What was measured.
+        within_budget: Whether it keeps to the budget of the settings.
+        output: Where it was written; None when it was not.
+    """
+
+    shrinks: tuple[Shrink, ...]
+    after: Profile
+    evidence: Evidence
+    within_budget: bool
+    output: str | None
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Outcome:
     """What a run gives back.
@@ -334,6 +353,7 @@ class Outcome:
         notes: Sentences the user should read (synthetic inputs used, nothing fitted the budget, ...).
         output: Where the model was written; None when it was not.
         seconds: Wall time of the run.
+        frontier: Models along the way, where they were asked for.
     """
 
     model: onnx.ModelProto | None
@@ -348,3 +368,4 @@ class Outcome:
     output: str | None
     seconds: float
     twins: tuple[Twin, ...] = ()
+    frontier: tuple[Variant, ...] = ()

@@ -54,6 +54,10 @@ def to_json(outcome: Outcome, settings: Settings) -> str:
         "verdict": judged.word,
         "run": {"seconds": outcome.seconds, "measured_seconds": measured, "verdict": judged.line(outcome.seconds)},
     }
+    if outcome.frontier:
+        variants = [asdict(variant) for variant in outcome.frontier]
+        times = [variant["after"].pop("measured_seconds") for variant in variants]
+        report |= {"frontier": variants, "run": {**report["run"], "frontier_measured_seconds": times}}
     return json.dumps(_plain(report), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -79,6 +83,7 @@ def render(
         _facts(outcome, settings),
         _exact(outcome),
         *(tables(outcome, settings) if explain else [_cuts(outcome)]),
+        _frontier(outcome),
         _remarks(outcome, explain, written or {}),
     ]
     for part in parts:
@@ -182,6 +187,24 @@ def _cuts(outcome: Outcome) -> Table:
             made.add_row(cell(cut.group), units, readable.error(cut.predicted_error), saved)
     if len(shown) < len(cuts):
         made.add_row(f"and {len(cuts) - len(shown)} that save less (--explain lists all)", "", "", "")
+    return made
+
+
+def _frontier(outcome: Outcome) -> Table:
+    numbers = ("MACs", "modelled", "measured", "relative L2", "drop")
+    made = table("frontier", *numbers, "", numbers=numbers)
+    before = outcome.before
+    for variant in outcome.frontier:
+        after, drop = variant.after, variant.evidence.drop
+        made.add_row(
+            cell("" if variant.output is None else Path(variant.output).name),
+            readable.ratio(before.macs, after.macs, ("fewer", "more")),
+            readable.ratio(before.modelled_seconds, after.modelled_seconds, ("faster", "slower")),
+            readable.ratio(before.measured_seconds, after.measured_seconds, ("faster", "slower")),
+            readable.error(variant.evidence.worst),
+            "" if drop is None else readable.points(drop),
+            "within budget" if variant.within_budget else "beyond it",
+        )
     return made
 
 

@@ -6,9 +6,12 @@ words in one line.
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,7 @@ def session(
     optimise: bool = True,
     threads: int = 0,
     extra_outputs: Sequence[str] = (),
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
     """A session on the CPU.
 
@@ -48,6 +52,8 @@ def session(
         optimise: Whether the runtime may rewrite the graph.
         threads: Inside one operator; 0 lets the runtime decide.
         extra_outputs: Tensors inside the graph to give back as well.
+        profile: Beginning of the path of a file that the runtime writes the times of its kernels to; see
+            `kernel_seconds`.
 
     Raises:
         ModelError: The runtime refuses the model.
@@ -58,6 +64,9 @@ def session(
     options.inter_op_num_threads = 1
     # Threads that spin after a run would slow whatever runs next, which may be the model this one is compared with.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -66,6 +75,40 @@ def session(
         return ort.InferenceSession(_with_outputs(model, extra_outputs), options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise ModelError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A kernel that the runtime ran, and how long at the fastest.
+
+    Attributes:
+        op_type: The runtime's own, after its rewrites: "FusedConv", "ReorderInput".
+        elements: That it wrote.
+        seconds: Of the fastest run; the file counts whole microseconds, and half of one is added.
+    """
+
+    op_type: str
+    elements: int
+    seconds: float
+
+
+def kernel_seconds(session: ort.InferenceSession) -> tuple[Timed, ...]:
+    """The kernels of a session opened with `profile`, in the order of the graph; the profile's file is removed."""
+    file = Path(session.end_profiling())
+    events = json.loads(file.read_text(encoding="utf-8"))
+    file.unlink()
+    best: dict[str, Timed] = {}
+    for event in events:
+        if event["cat"] != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        said = event["args"]
+        shapes = [shape for output in said["output_type_shape"] for shape in output.values()]
+        seconds = (event["dur"] + 0.5) * 1e-6
+        known = best.get(event["name"])
+        if known is None or seconds < known.seconds:
+            elements = sum(math.prod(shape) for shape in shapes)
+            best[event["name"]] = Timed(op_type=said["op_name"], elements=elements, seconds=seconds)
+    return tuple(best.values())
 
 
 def run_batches(session: ort.InferenceSession, feeds: Mapping[str, Array], batch: int) -> Iterator[dict[str, Array]]:

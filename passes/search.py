@@ -35,13 +35,18 @@ LIGHT_TRIALS = 6
 MORE_TRIALS = 4
 """Repaired trials beyond those while nothing has passed: each goes a factor of three less deep."""
 
+WORTHWHILE = 0.05
+"""Share of the modelled time that one more repaired trial must promise to save, where a trial costs half a minute."""
+
 RECOVERY = 0.75
 """Share of the damage that is left, as a rule, when the sequential repair has absorbed what the refits left."""
 
-AIM = 0.8
-"""Share of the budget that a trial is aimed at, and the most that the line through all trials may say of a drop. A drop
-on a few thousand samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones
-every second time."""
+AIM = 0.7
+"""Share of the budget that a trial is aimed at."""
+
+ALLOWED = 0.8
+"""The most that the line through all trials may say of a drop, as a share of the budget. A drop on a few thousand
+samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones half of the time."""
 
 FAINT = 0.05
 """A use of the budget below this is noise; growth is not read from it."""
@@ -118,8 +123,8 @@ def best(
     looks = LOOKS if settings.repair and not light and settings.speedup is None else 0
     trials = LIGHT_TRIALS if light else TRIALS
 
-    def attempt(position: int, *, mend: bool) -> tuple[Found, float]:
-        trial = _try(bench, market, points[position], sensitivity, judge, settings, mend, progress)
+    def look(position: int, *, mend: bool) -> tuple[Found, float]:
+        trial = attempt(bench, market, points[position], sensitivity, judge, settings, mend, progress)
         seen.append(_record(trial, market, within(trial.evidence, settings)))
         tick(1)
         return trial, _use(trial.evidence, settings)
@@ -128,7 +133,7 @@ def best(
         growth = _Growth()
         position = _start(points, settings)
         for _ in range(looks if points else 0):
-            _, use = attempt(position, mend=False)
+            _, use = look(position, mend=False)
             growth.learn(points[position].damage, use)
             position = _nearest(points, -1, len(points), growth.aim(points[position].damage))
         if looks and points:
@@ -139,7 +144,7 @@ def best(
             low, high = made.bracket(len(points))
             if not low < position < high or (low >= 0 and number >= trials):
                 break
-            trial, use = attempt(position, mend=settings.repair)
+            trial, use = look(position, mend=settings.repair)
             made.add(position, trial, use)
             growth.learn(points[position].damage, use)
             low, high = made.bracket(len(points))
@@ -147,6 +152,8 @@ def best(
             if low < 0:
                 aim = min(aim, points[position].damage / (3 if number >= trials - 1 else 1))
             position = _nearest(points, low, high, aim)
+            if low >= 0 and not light and _promise(points[low], points[position]) < WORTHWHILE:
+                break
     return made.chosen(), tuple(seen)
 
 
@@ -183,7 +190,7 @@ class _Trials:
         squares = sum(found.evidence.worst**4 for _, found, _ in self._made)
         products = sum(use * found.evidence.worst**2 for _, found, use in self._made)
         slope = products / squares if squares > 0 else 0.0
-        allowed = 1 + ROUNDING if self._settings.max_drop is None else AIM
+        allowed = 1 + ROUNDING if self._settings.max_drop is None else ALLOWED
         return [
             (position, found, use)
             for position, found, use in self._made
@@ -246,7 +253,12 @@ def _nearest(points: Sequence[Point], low: int, high: int, damage: float) -> int
     return min(inside, key=lambda i: (abs(math.log(max(points[i].damage, 1e-12)) - aim), i), default=low)
 
 
-def _try(
+def _promise(now: Point, then: Point) -> float:
+    """Share of the modelled time that the second point saves against the first; all of it when it has no price."""
+    return 1.0 if now.seconds is None or then.seconds is None else 1 - then.seconds / now.seconds
+
+
+def attempt(
     bench: apply.Bench,
     market: Market,
     point: Point,
@@ -256,6 +268,7 @@ def _try(
     mend: bool,
     progress: Progress,
 ) -> Found:
+    """Carry one point of the way out and measure it."""
     cuts = plan.shrinks(point, bench.offers, sensitivity, market)
     model = apply.shrink(bench, cuts)
     if mend:

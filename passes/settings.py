@@ -71,6 +71,7 @@ class Settings:
         max_drop: Largest loss of the metric, a fraction of 1 (0.01 is one point of accuracy).
         max_error: Largest relative L2 of any output on held-out inputs.
         speedup: Modelled speed-up to reach at least; a run that cannot reach it within the budget says so.
+        pareto: Models along the frontier of loss and time to write beside the result; 0 for none.
         exact_only: Only rewrites that keep the outputs within 1e-5.
         plan_only: Decide, write the plan, cut nothing.
         plan: A saved plan to replay.
@@ -99,6 +100,7 @@ class Settings:
     max_drop: float | None = None
     max_error: float | None = None
     speedup: float | None = None
+    pareto: int = 0
     exact_only: bool = False
     plan_only: bool = False
     plan: Path | None = None
@@ -127,6 +129,7 @@ class Settings:
         _fraction("kernel_tolerance", self.kernel_tolerance, upper=1.0)
         for name, value, least in (
             ("kernel_rank", 1 if self.kernel_rank is None else self.kernel_rank, 1),
+            ("pareto", self.pareto, 0),
             ("batch", self.batch, 1),
             ("samples", self.samples, 1),
             ("eval_samples", self.eval_samples, 1),
@@ -146,6 +149,8 @@ class Settings:
             )
         if self.labels is not None and not self.data:
             raise SettingsError("labels need the data they belong to; give data as well")
+        if self.pareto and (self.exact_only or self.plan_only or self.plan is not None):
+            raise SettingsError("pareto writes cut models: drop exact_only, plan_only or plan, or drop pareto")
         if self.plan is not None and self.plan_only:
             raise SettingsError("plan and plan_only contradict each other: a plan is either made or replayed")
 

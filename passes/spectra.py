@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from passes.distances import augmented_matrix, state
+from passes.distances import augmented_matrix
 from passes.errors import ModelError
 from passes.lanczos import density
 from passes.operators import Graph, Weights, stream
@@ -40,6 +40,9 @@ float32 rounding of the weights (`distances.NOISE_FLOOR_RADIANS`) even when thou
 """
 
 _EPS = float(np.finfo(np.float64).eps)
+
+_PLAIN = 1e50
+"""Matrices whose largest magnitude lies between 1 / this and this are not scaled: their squares fit in float64."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -115,13 +118,17 @@ def spectrum(matrix: npt.ArrayLike, *, route: Route = "auto", rank: int | None =
     a = np.asarray(matrix, dtype=np.float64)
     if a.ndim != 2:
         raise ValueError(f"a spectrum needs a matrix with 2 axes; got shape {a.shape}")
-    if not np.isfinite(a).all():
+    # NaN survives both; neither makes a copy.
+    highest, lowest = float(np.max(a, initial=0.0)), float(np.min(a, initial=0.0))
+    if not (math.isfinite(highest) and math.isfinite(lowest)):
         raise ValueError(f"a spectrum needs finite values; got NaN or infinity in shape {a.shape}")
     if (rank is None) == (route == "randomised"):
         raise ValueError(f"rank belongs to the randomised route, and only there; got route {route!r} and rank {rank}")
     # Squares of 1e200 overflow and those of 1e-200 vanish; the spectrum scales with the matrix.
-    scale = max(float(np.max(a, initial=0.0)), -float(np.min(a, initial=0.0))) or 1.0
-    a = a / scale
+    peak = max(highest, -lowest)
+    scale = 1.0 if 1 / _PLAIN <= peak <= _PLAIN else peak or 1.0
+    if scale != 1.0:
+        a = a / scale
     if rank is not None:
         found = _randomised(a, rank, seed)
     elif a.size and (route == "lanczos" or (route == "auto" and min(a.shape) > LANCZOS_SIDE)):
@@ -217,7 +224,7 @@ def _states(weights: Weights, joined: bool, route: Route) -> list[State]:
             operator=name,
             index=index,
             singular_values=one.values,
-            norm=state(one.values)[1],
+            norm=_norm(one.values),
             route=one.route,
             error=one.error,
         )
@@ -274,6 +281,12 @@ def _randomised(a: Floats, rank: int, seed: int) -> Spectrum:
     last = float(values[-1])
     error = min(residual, residual**2 / last if last > 0 else math.inf)
     return Spectrum(values=values, route="randomised", error=error + _EPS * math.sqrt(max(a.shape)) * _first(values))
+
+
+def _norm(values: Floats) -> float:
+    """`distances.state`'s norm of values that are known to be descending and finite: a network can have thousands."""
+    largest = _first(values)
+    return largest * float(np.linalg.norm(values / largest)) if largest > 0 else 0.0
 
 
 def _first(values: Floats) -> float:

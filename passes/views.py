@@ -26,8 +26,15 @@ from passes.records import Array, Floats
 RIDGE = 1e-3
 """Pull of a refit towards the fold, relative to the mean of the diagonal of the inputs' second moments."""
 
-NOISE = 1e-4
-"""The same for error curves: moments are of float32 products and of not many more rows than unknowns."""
+HELD_OUT = 4
+"""Error curves are measured on rows of one run in four, or fewer, that are left out of the fit: what a fit leaves on
+the few samples that it was made of says little."""
+
+HELD_ROWS = 1024
+"""Rows to measure on, at most, but for one run's."""
+
+POINTS = 64
+"""Widths of a group at which its curve is measured; straight lines lie between them."""
 
 ROWS_PER_UNKNOWN = 2
 """Observations below this share of a refit's unknowns would be fitted, not learnt: the fold stays."""
@@ -47,6 +54,7 @@ class View:
         second: E[x x^T] of its im2col rows, about the mean when a bias can take that up; float32 to save memory.
         mean: E[x], shape (inputs * taps,).
         count: Rows.
+        held: Those of them that belong to some whole runs, (rows, inputs * taps), none when there is but one run.
         biased: Whether a bias takes the means up.
     """
 
@@ -56,6 +64,7 @@ class View:
     second: Array
     mean: Floats
     count: int
+    held: Array
     biased: bool
 
 
@@ -81,8 +90,18 @@ def view(linear: Linear, stored: Array, biased: bool, rows: Sequence[Array], *, 
         second=second,
         mean=mean,
         count=count,
+        held=np.concatenate(_apart(rows)),
         biased=biased,
     )
+
+
+def _apart(rows: Sequence[Array]) -> list[Array]:
+    """Whole runs, evenly spread, to measure on; an empty one when there is but one run."""
+    if len(rows) < 2:
+        return [rows[0][:0]]
+    most = min(len(rows) // HELD_OUT, HELD_ROWS // max(len(rows[0]), 1))
+    every = len(rows) // max(most, 1)
+    return list(rows[every - 1 :: every])[: max(most, 1)]
 
 
 def foresee(
@@ -107,8 +126,8 @@ def foresee(
 def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: Coupling) -> Floats:
     """Error of one consumer at widths 0..units, in shares of its output's variance.
 
-    One Cholesky factor of the moments in nested order holds all widths: what the columns behind a width explain is
-    what a refit on the channels before it cannot.
+    One Cholesky factor of the moments in nested order holds all widths: what its innovations behind a width explain
+    is what a refit on the channels before it cannot. Rows that were not fitted say how much that is.
     """
     linear = reader.linear
     labels = coordinates(coupling.terms[linear.activation][linear.axis], offer.candidate.atom)
@@ -117,17 +136,45 @@ def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: 
     ranks = np.where(labels < 0, -1, place[labels])
     channels = np.argsort(ranks, kind="stable")
     columns = (channels[:, None] * seen.taps + np.arange(seen.taps)).ravel()
-    second = seen.second[np.ix_(columns, columns)].astype(np.float64)
-    variance = max(float(np.sum((seen.weight[:, columns] @ second) * seen.weight[:, columns])), 1e-300)
-    second[np.diag_indices_from(second)] += NOISE * max(float(np.trace(second)) / len(second), 1e-300)
+    held = seen.held[:, columns] - (seen.mean[columns].astype(np.float32) if seen.biased else np.float32(0))
+    second = seen.second[np.ix_(columns, columns)]
+    if len(held):
+        # What the fit may know: all rows but those.
+        second *= np.float32(seen.count)
+        second -= held.T @ held
+        second /= np.float32(seen.count - len(held))
+        if seen.biased:
+            mean = (-held.sum(axis=0, dtype=np.float64) / (seen.count - len(held))).astype(np.float32)
+            for row, value in zip(second, mean, strict=True):
+                row -= value * mean
+            held -= mean
+    second[np.diag_indices_from(second)] += RIDGE * max(float(np.trace(second)) / len(second), 1e-30)
+    regular = second.astype(np.float64)
+    del second
     try:
-        factor = scipy.linalg.cholesky(second, lower=True, overwrite_a=True, check_finite=False)
+        factor = scipy.linalg.cholesky(regular, lower=True, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError:
         return np.zeros(offer.units + 1)
-    explained = np.sum((seen.weight[:, columns] @ factor) ** 2, axis=0).reshape(-1, seen.taps).sum(axis=1)
-    left = np.concatenate([np.cumsum(explained[::-1])[::-1], [0.0]])
-    starts = np.searchsorted(ranks[channels], np.arange(offer.units + 1), side="left")
-    result: Floats = left[starts] / variance
+    starts = np.searchsorted(ranks[channels], np.arange(offer.units + 1), side="left") * seen.taps
+    share = (seen.weight[:, columns] @ factor).T
+    if not len(held):
+        explained = np.concatenate([[0.0], np.cumsum(np.sum(share[::-1] ** 2, axis=1))])
+        left: Floats = explained[len(share) - starts] / max(float(explained[-1]), 1e-300)
+        return left
+    innovations = scipy.linalg.solve_triangular(
+        factor.astype(np.float32), held.T, lower=True, overwrite_b=True, check_finite=False
+    )
+    widths = np.unique(np.linspace(0, offer.units, min(POINTS, offer.units) + 1).astype(np.intp))
+    unexplained = np.zeros((len(held), share.shape[1]), dtype=np.float32)
+    errors = np.zeros(len(widths))
+    slim, stop = share.astype(np.float32), len(share)
+    for number in range(len(widths) - 1, -1, -1):
+        start = starts[widths[number]]
+        unexplained += innovations[start:stop].T @ slim[start:stop]
+        errors[number], stop = float(np.vdot(unexplained, unexplained)), start
+    whole = unexplained + innovations[:stop].T @ slim[:stop]
+    variance = max(float(np.vdot(whole, whole)), 1e-300)
+    result: Floats = np.interp(np.arange(offer.units + 1), widths, errors / variance)
     return result
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -78,11 +80,14 @@ def measure(
                 seed=settings.seed,
                 progress=tick,
             )
+    offers = views.foresee(offers, recorded.views, coupled, threads=settings.threads)
+    # The rows that curves were measured on are of no further use.
+    recorded = replace(recorded, views={name: replace(v, held=v.held[:0].copy()) for name, v in recorded.views.items()})
     return apply.Bench(
         model=model,
         graph=graph,
         coupling=coupled,
-        offers=views.foresee(offers, recorded.views, coupled, threads=settings.threads),
+        offers=offers,
         moments=moments,
         batches=batches,
         recorded=recorded,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backends import Backend, Cost, Demand, Kernel, Matrix, Workload
+from backends import Backend, Cost, Demand, Kernel, Matrix, Window, Workload
 from passes.structure import Structure, structures
 
 __all__ = ["Pricer", "Shape", "ShapeOf", "Structure", "price", "structures", "workload"]
@@ -232,7 +232,14 @@ def _conv(structure: Structure, read: Sequence[Shape], written: Sequence[Shape])
         kind="depthwise" if groups > 1 and w[1] == 1 else "conv",
         constant_weights=structure.operands[1] in structure.constants,
         images=x[0],
+        window=_window(x, w, y),
     )
+
+
+def _window(x: Shape, w: Shape, y: Shape) -> Window | None:
+    if len(x) != 4:
+        return None
+    return Window(taps=(w[2], w[3]), reads=(x[2], x[3]), writes=(y[2], y[3]))
 
 
 def _conv_transpose(structure: Structure, read: Sequence[Shape], written: Sequence[Shape]) -> Matrix | None:

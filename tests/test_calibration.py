@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ from hypothesis import strategies as st
 from test_backends_conform import battery
 
 import backends
-from backends import Backend, cpu
+from backends import Backend, Demand, cpu
 from backends.calibration import store
 from backends.calibration.fit import RATES, Observation, Table, fit, rates_of
 from backends.model import fitted
-from passes import calibrate
-from passes.progress import Silent
+from passes import calibrate, runtime
+from passes.calibrate import Measured
+from passes.trials import Trial, trials
 
+PROFILED = 3e-6
+"""What the profile of this machine adds to a kernel."""
 TARGETS = ("ascend:310p3", "ascend:910-30", "cpu:avx2", "cpu:avx512", "kunlunxin:r200", "mlu:370")
 
 
@@ -113,24 +117,67 @@ def test_a_file_that_does_not_fit_is_no_calibration(folder: Path, damage: str) -
     assert store.read(cpu.SHIPPED, "cpu:here") is None
 
 
-def test_calibration_finds_a_machine_that_follows_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def followed(truth: Backend, trial: Trial) -> Measured:
+    """What a machine that follows the model exactly would measure."""
+    asked = calibrate._demands(truth, trial)
+    rates = rates_of(truth)
+
+    def seconds(demands: tuple[Demand, ...], *, whole: bool) -> float:
+        seen = Observation(name="", demands=demands, seconds=1.0, whole=whole)
+        return float(Table(truth, [seen]).seconds(rates)[0])
+
+    reorder = Demand(launch="free", conversions=1, reordered=50000.0)
+    if trial.kind == "chain":
+        run = seconds(asked, whole=True)
+        return Measured(kernel=(run - truth.overhead_seconds) / len(asked) + PROFILED, run=run)
+    alone = (replace(asked[-1], conversions=0, reordered=0.0),)
+    return Measured(
+        kernel=seconds(alone, whole=False) + PROFILED,
+        reorders=((50000, seconds((reorder,), whole=False) + PROFILED),) if trial.kind == "conv" else (),
+    )
+
+
+def test_calibration_finds_a_machine_that_follows_the_model() -> None:
     base = cpu.SHIPPED["avx2"]
-    truth = fitted(base, "the truth", {"core_macs_per_second": 5e10, "bandwidth": 3e10, "run_seconds": 8e-6})
-    by_model: dict[bytes, float] = {}
-    for trial in calibrate._trials():
-        (seen,) = calibrate._observations(truth, [trial], [1.0])
-        by_model[trial.model.SerializeToString()] = float(Table(truth, [seen]).seconds(rates_of(truth))[0])
-    monkeypatch.setattr(calibrate, "_measure", lambda model, seconds: by_model[model.SerializeToString()])
-    found = calibrate.calibrate(base, Silent(), 0.0)
+    changed = {"core_macs_per_second": 4e10, "bandwidth": 1.5e10, "run_seconds": 8e-6, "copy": 2.0, "row_start": 8e-9}
+    truth = fitted(base, "the truth", changed)
+    chosen = tuple(trials())
+    found = calibrate.conclude(base, chosen, [followed(truth, trial) for trial in chosen])
     assert found.summary["median_error"] < 0.05 < found.shipped["median_error"]
     assert found.summary["spearman"] > 0.99
-    assert found.chip.facts()["bandwidth"].mark == "measured"
+    assert found.chip.facts()["copy"].mark == "measured"
+    assert found.chip.facts()["copy"].value == pytest.approx(2.0, rel=0.35)
+
+
+def test_held_out_trials_do_not_move_the_fit() -> None:
+    base = cpu.SHIPPED["avx2"]
+    chosen = tuple(trials())
+    held = calibrate.held_out(chosen)
+    assert 30 < sum(held) < len(held) / 2
+    measured = [followed(base, trial) for trial in chosen]
+    seen = calibrate._observations(base, chosen, measured)
+    names = {trial.name for trial, out in zip(chosen, held, strict=True) if out}
+    assert not names & {one.name for one in seen}
 
 
 def test_every_trial_runs_and_is_priced() -> None:
-    trials = list(calibrate._trials())
-    assert len({trial.name for trial in trials}) == len(trials)
-    for trial in trials[::9]:
-        assert calibrate._measure(trial.model, 0.0) > 0
-    for seen in calibrate._observations(cpu.SHIPPED["avx512"], trials, [1.0] * len(trials)):
-        assert seen.demands, seen.name
+    chosen = tuple(trials())
+    assert len({trial.name for trial in chosen}) == len(chosen)
+    some = chosen[::11]
+    ticks: list[int] = []
+    measured = calibrate.measure(some, 0.0, lambda: ticks.append(1))
+    assert len(ticks) == calibrate.ROUNDS * len(some)
+    for trial, one in zip(some, measured, strict=True):
+        assert one.kernel > 0, trial.name
+    for trial in chosen:
+        assert calibrate._demands(cpu.SHIPPED["avx512"], trial), trial.name
+
+
+def test_a_profile_names_the_kernels_that_ran(tmp_path: Path) -> None:
+    trial = next(one for one in trials() if one.name.startswith("conv 64 to 64, 28"))
+    runner = runtime.session(trial.model, threads=1, profile=tmp_path / "p")
+    runner.run(None, {"x": np.ones((1, 64, 28, 28), np.float32)})
+    timed = runtime.kernel_seconds(runner)
+    assert [one.op_type for one in timed] == ["ReorderInput", "Conv", "ReorderOutput"]
+    assert all(one.elements == 64 * 28 * 28 and one.seconds > 0 for one in timed)
+    assert list(tmp_path.iterdir()) == []

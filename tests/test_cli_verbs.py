@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from test_analysis import dense
 from typer.testing import CliRunner, Result
 
 from models.wiring import redundant
@@ -84,6 +86,26 @@ def test_compare_prints_the_matching(folder: Path) -> None:
     assert result.stdout.splitlines()[-1].startswith("COMPARED  3 pairs, mean angle of the spectra 0 rad")
     data = json.loads(_run("compare", "net.onnx", "net.onnx", "--json").stdout)
     assert data["mean_radians"] == 0
+
+
+def test_compare_of_two_architectures_leaves_out_what_has_no_value(folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    onnx.save(dense({f"/encoder/block.{i}/MatMul": rng.standard_normal((7, 9 + i)) for i in range(2)}), "other.onnx")
+    shown = _run("compare", "net.onnx", "other.onnx").stdout
+    assert "operators" not in shown.splitlines()[0] + shown.splitlines()[1]
+    assert "..block.0/MatMul" in shown and ".. stands for /encoder/" in shown
+    nearest = [line for line in shown.splitlines() if line.startswith("nearest up to rotations")]
+    pairs = json.loads(_run("compare", "net.onnx", "other.onnx", "--json").stdout)["pairs"]
+    best = min(pairs, key=lambda pair: pair["aligned"])
+    assert len(nearest) == 1 and best["first"] in nearest[0]
+    assert f"{best['second']}, {100 * best['aligned']:.0f} %" in nearest[0]
+
+
+def test_a_narrow_terminal_leaves_out_what_follows_from_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, there in (("80", False), ("120", True)):
+        monkeypatch.setenv("COLUMNS", columns)
+        head = "".join(_run("analyze", "net.onnx").stdout.splitlines()[:2])
+        assert ("entropy" in head) == there and "used" in head
 
 
 def test_verbs_explain_themselves() -> None:

@@ -196,3 +196,36 @@ def test_near_misses_are_refused(body: str, weights: Weights, reason: str | None
     steps, refusals = proposals(REWRITE, model)
     assert steps == []
     assert refusals == ({} if reason is None else {refusals and next(iter(refusals)): reason})
+
+
+WRITTEN = """m = ReduceMean <axes = [-1]> (z)
+    c = Sub (z, m)
+    q = Mul (c, c)
+    v = ReduceMean <axes = [-1]> (q)
+    d = Sqrt (v)
+    y = Div (c, d)"""
+
+
+@pytest.mark.parametrize("ending", ["y = LayerNormalization (z, s, b)", WRITTEN])
+def test_a_skip_that_a_normalisation_reads_stays(ending: str) -> None:
+    weights: Weights = {"w": (6, 6), "k": (6,), "s": (6,), "b": (6,)}
+    model = chain(f"h = MatMul (x, w)\n g = Add (h, k)\n z = Add (x, g)\n {ending}", weights, "2,3,6", "2,3,6")
+    reason = "it adds its input for a normalisation, and runtimes run both as one kernel"
+    assert proposals(REWRITE, model) == ([], {"n_z": reason})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "h = MatMul (x, w)\n g = MatMul (x, v)\n z = Add (g, h)\n y = LayerNormalization (z, s, b)",
+        "h = MatMul (x, w)\n g = Add (h, k)\n z = Add (x, g)\n m = ReduceMean <axes = [-1]> (z)\n y = Sub (m, z)",
+        "h = MatMul (x, w)\n g = Add (h, k)\n z = Add (x, g)\n y = Relu (z)",
+    ],
+)
+def test_other_sums_are_composed(body: str) -> None:
+    model = chain(body, {"w": (6, 6), "v": (6, 6), "k": (6,), "s": (6,), "b": (6,)}, "2,3,6", "2,3,6")
+    composed, count = apply_all(REWRITE, model)
+    assert count == 1
+    assert operators(composed)[:2] in (["MatMul", "Add"], ["MatMul", "LayerNormalization"])
+    assert operators(composed).count("Add") <= 1
+    assert_same_function(model, composed)

@@ -268,6 +268,25 @@ def test_nothing_is_changed_and_lazy_values_stay_lazy() -> None:
     assert gs.export_onnx(graph).SerializeToString() == gs.export_onnx(gs.import_onnx(model)).SerializeToString()
 
 
+def test_stored_numbers_are_the_streamed_ones_in_the_precision_of_the_file() -> None:
+    constants = {"w": random(3, 4), "b": random(4), "h": random(5, 4).astype(np.float16)}
+    nodes = [
+        make("Gemm", ["x", "w", "b"], "y", alpha=2.0),
+        make("Gemm", ["y", "h"], "z", transB=1),
+        make("MatMul", ["z", "v"], "u"),
+    ]
+    for node in nodes:
+        node.name = node.output[0]
+    graph = gs.import_onnx(build(nodes, {**constants, "v": random(5, 2)}, (1, 3)))
+    found = operators.find(graph)
+    for operator, exact in zip(found, operators.stream(found, graph), strict=True):
+        stored = operators.stored(operator, graph)
+        np.testing.assert_array_equal(stored.matrices.astype(np.float64), exact.matrices)
+        np.testing.assert_equal(stored.bias, exact.bias)
+    kept = [operators.stored(operator, graph).matrices.dtype for operator in found]
+    assert kept == [np.float64, np.float16, np.float32], "a scale is applied in float64"
+
+
 def test_an_operator_of_another_graph_is_refused() -> None:
     graph = gs.import_onnx(build([make("MatMul", ["x", "w"], "y")], {"w": random(3, 4)}, (1, 3)))
     stranger = operators.Operator(name="op", kind="MatMul", weight="v", bias=None, groups=1, rows=1, columns=1)

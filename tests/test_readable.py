@@ -82,3 +82,18 @@ def test_harmless_text_is_one_printable_line(text: str) -> None:
 def test_harmless_keeps_what_is_printable() -> None:
     assert readable.harmless("卷积/conv[0] :smile:") == "卷积/conv[0] :smile:"
     assert readable.harmless("a\x1b[31mb\nc") == r"a\x1b[31mb\nc"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("/transformer/h.0/Gemm", "/transformer/h.1/Gemm", "/lm_head/MatMul"), "/transformer/"),
+        (("encoder.layers.0.fc", "encoder.layers.1.fc", "encoder.layers.1.q"), "encoder.layers."),
+        (("/a/Conv", "/a/Gemm"), ""),
+        (("/transformer/h.0/Gemm",), ""),
+        (("/transformer/x", "/other/y", "/third/z"), ""),
+        ((), ""),
+    ],
+)
+def test_stem(names: tuple[str, ...], expected: str) -> None:
+    assert readable.stem(names) == expected

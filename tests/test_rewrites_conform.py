@@ -92,7 +92,9 @@ def wasteful() -> onnx.ModelProto:
             y = Mul (g, sg)
             h = Conv (x, wh)
             h1 = Sigmoid (h)
-            h2 = GlobalMaxPool (h1)
+            rows = Slice (h1, first, last, high)
+            inner = Slice (rows, first, last, wide)
+            h2 = GlobalMaxPool (inner)
             h3 = Flatten (h2)
             u = Gemm (h3, wu)
         }""",
@@ -103,6 +105,10 @@ def wasteful() -> onnx.ModelProto:
             "w2": twin.copy(),
             "half": full(0.5),
             "rest": np.array([-1]),
+            "first": np.array([1]),
+            "last": np.array([7]),
+            "high": np.array([2]),
+            "wide": np.array([3]),
             **norm(6, "a"),
             "wg": (6, 4),
             "sg": (4,),
@@ -130,6 +136,8 @@ def test_the_exact_rewrites_are_discovered() -> None:
         "fold_constants",
         "fold_sizes",
         "merge_duplicates",
+        "merge_slices",
+        "settle_reshapes",
         "share_weights",
     ]
     assert [rewrite.name for rewrite in rewrites.all()] == [*sure, "shorten_chains"]
@@ -239,7 +247,7 @@ def test_together_they_end_in_the_same_place_in_any_order() -> None:
     # The twins become one: folding shows that they are equal.
     assert sorted(operators(results[0])) == [
         *("Add", "Conv", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "MatMul"),
-        *("Relu", "Reshape", "Sigmoid", "Sub"),
+        *("Relu", "Reshape", "Sigmoid", "Slice", "Sub"),
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from passes.plan import Point
 from passes.records import Evidence, OutputDrift
-from passes.search import Found, _Growth, _nearest, _Trials, _use
+from passes.search import AIM, Found, _Growth, _nearest, _Trials, _use
 from passes.settings import Settings
 
 LABELS = Path("labels.npy")
@@ -77,7 +77,7 @@ def test_nothing_within_the_budget_is_nothing() -> None:
 def test_growth_aims_below_the_budget_and_not_too_far() -> None:
     growth = _Growth()
     growth.learn(0.02, 0.5)
-    assert growth.aim(0.02) == pytest.approx(0.8 * 0.02 / 0.5)
+    assert growth.aim(0.02) == pytest.approx(AIM * 0.02 / 0.5)
     growth = _Growth()
     growth.learn(0.02, -0.1)
     assert growth.aim(0.02) == pytest.approx(0.08)

@@ -20,6 +20,7 @@ Array = npt.NDArray[np.float64]
 
 RATES = (
     *("launch_matrix", "launch_matmul", "launch_vector", "launch_layout", "core_start", "run_seconds"),
+    *("product_start", "row_start", "copy", "reorder"),
     *("matrix_efficiency", "matmul_efficiency", "depthwise_macs_per_second", "core_adds_per_second", "drain", "serial"),
     *("memory_efficiency", "bandwidth", "fast_bandwidth", "weight_bandwidth"),
 )
@@ -76,7 +77,9 @@ class Table:
             matrix = matrix + column["depthwise_macs"] / rates["depthwise_macs_per_second"]
         of_matmul = of("matmul_efficiency", rates["matrix_efficiency"])
         matrix = matrix / np.where(self._is["matmul"] > 0, of_matmul, rates["matrix_efficiency"])
-        adds = column["adds"] + column["drained"] * of("drain", 0.0)
+        matrix = matrix + column["products"] * of("product_start", 0.0)
+        matrix = matrix + column["rows"] * of("row_start", 0.0) / self._cores
+        adds = column["adds"] + column["drained"] * of("drain", 0.0) + column["copied"] * of("copy", 0.0)
         vector = adds / (self._cores * rates["core_adds_per_second"])
         streamed = column["streamed_bytes"] / rates["bandwidth"]
         weights = column["weight_bytes"] / of("weight_bandwidth", rates["bandwidth"])
@@ -84,6 +87,8 @@ class Table:
         converted = column["converted_resident_bytes"] / rates["fast_bandwidth"]
         converted = (converted + column["converted_streamed_bytes"] / rates["bandwidth"]) / rates["memory_efficiency"]
         layout = column["conversions"] * rates["launch_layout"] + converted
+        reordered = column["reordered"] * of("reorder", 0.0)
+        layout = layout + reordered / (self._cores * rates["core_adds_per_second"])
         longest = np.maximum(np.maximum(matrix, vector), memory)
         serial = of("serial", 0.0)
         kernels = launch + longest + serial * (matrix + vector + memory - longest) + layout

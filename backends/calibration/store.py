@@ -22,7 +22,7 @@ from backends.model import Backend
 
 FOLDER_VARIABLE = "BLOCHFOLD_CALIBRATION"
 """Environment variable that names another folder."""
-FORMAT = 1
+FORMAT = 2
 
 
 def path() -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 import backends
@@ -28,7 +29,8 @@ STEP = 8
 """Widths are multiples of it; of 2 in narrow groups."""
 
 PROBES = 64
-"""Calibration inputs on which sensitivities are measured."""
+"""Inputs on which sensitivities are measured, at most a sixth of the calibration inputs; nothing else is made of them,
+because on inputs that a refit was made of it loses next to nothing."""
 
 
 class Macs(plan.Market):
@@ -70,7 +72,7 @@ class Shop:
         return apply.mend(self.bench, model, cuts) if repair else model
 
     def point(self, goal: Goal) -> plan.Point:
-        """The least deep point of the way that is small enough.
+        """The least deep point of the way that is small enough, its last cut no deeper than that takes.
 
         Raises:
             ValueError: The way ends before.
@@ -80,9 +82,16 @@ class Shop:
         market = Macs(self.bench.coupling, self.market.pricer, sorted(allowed))
         way = plan.walk(offers, self.sensitivity, market, STEP)
         bound = self.bound(goal)
-        for point in way:
-            if self.size(goal, point.widths) <= bound:
-                return point
+        units = {candidate.group.name: candidate.group.units for candidate in self.found}
+        for number, point in enumerate(way):
+            if self.size(goal, point.widths) > bound:
+                continue
+            last = dict(point.widths.items() - way[number - 1].widths.items()) if number else {}
+            for name, width in last.items():
+                wider = range(way[number - 1].widths.get(name, units[name]), width, -1)
+                fits = (w for w in wider if self.size(goal, {**point.widths, name: w}) <= bound)
+                point = replace(point, widths={**point.widths, name: next(fits, width)})
+            return point
         raise ValueError(f"the way ends at {self.size(goal, way[-1].widths) / self.size(goal, {}):.0%} of the size")
 
     def bound(self, goal: Goal) -> float:
@@ -112,9 +121,12 @@ def prepare(path: onnx.ModelProto | Path | str, calibration: Inputs, settings: S
     graph = to_graph(model)
     coupled = coupling.couple(graph, model, 1)
     found, _ = candidates.gather(graph, coupled)
-    bench = workbench.measure(model, graph, coupled, found, calibration, settings, Silent())
+    apart = min(PROBES, calibration.samples // 6)
+    rest = inputs.take(calibration, np.arange(calibration.samples - apart))
+    held = inputs.take(calibration, np.arange(calibration.samples - apart, calibration.samples))
+    bench = workbench.measure(model, graph, coupled, found, rest, settings, Silent())
     market = Macs(coupled, Pricer(structures(graph), backends.get("cpu")), [c.group.name for c in found])
-    probe = Judge(model, inputs.first(calibration, PROBES), batch=workbench.RUN_SAMPLES)
+    probe = Judge(model, held, batch=workbench.RUN_SAMPLES)
     sensitivity = search.sensitivities(bench, probe, STEP, lambda done: None)
     return Shop(original=original, bench=bench, market=market, found=found, sensitivity=sensitivity)
 

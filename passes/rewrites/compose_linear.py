@@ -2,7 +2,7 @@
 
 Chains and sums of branches: Conv, MatMul, Gemm, BatchNormalization, constant arithmetic, zero Pad, AveragePool. Weights
 are composed in float64 and stored as float32. Illegal: a padded operator behind a shift or a window (the border would
-differ), a tensor in between that others see, the scale and shift that a runtime fuses into a normalisation.
+differ), a tensor in between that others see, a scale, shift or sum that a runtime fuses into a normalisation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from passes.errors import RewriteFailed
 from passes.forms import Convolution, Diagonal, Form, Matrix
-from passes.graphs import Surroundings, fresh_name, fresh_node, read, remove, written_out
+from passes.graphs import Surroundings, fresh_name, fresh_node, is_standard, read, remove, written_out
 from passes.nodeforms import Setting
 from passes.records import Floats, Refusal, Step
 from passes.regions import POOLS, Way, data_slots, form_of, hidden_reason, setting_of, ways
@@ -109,11 +109,22 @@ def _arrays(form: Form) -> tuple[Floats, Floats]:
 
 
 def _fused_reason(way: Way) -> str | None:
-    """Why a leading scale or shift should stay: it ends a pattern that runtimes run as one kernel."""
+    """Why a first scale or shift, or a last sum, should stay: runtimes run it and a normalisation as one kernel."""
+    skips = len(way.branches) > 1 and any(branch.node is None for branch in way.branches)
+    if way.node is not None and skips and _is_normalised(way.node.outputs[0]):
+        return "it adds its input for a normalisation, and runtimes run both as one kernel"
     if not way.root.inputs or not any(node.op in ("Mul", "Div", "Add") for node in way.first_nodes()):
         return None
     what = written_out(way.root)
     return None if what is None else f"its first node ends {what} written out, which runtimes run as one kernel"
+
+
+def _is_normalised(tensor: gs.Tensor) -> bool:
+    """Whether a LayerNormalization reads the tensor, or one written out begins: the tensor less its mean."""
+    if any(is_standard(node, "LayerNormalization") and node.inputs[0] is tensor for node in tensor.outputs):
+        return True
+    means = {node.outputs[0].name for node in tensor.outputs if is_standard(node, "ReduceMean")}
+    return any(is_standard(node, "Sub") and node.inputs[1].name in means for node in tensor.outputs)
 
 
 def _near_miss(around: Surroundings, node: gs.Node) -> str | None:

@@ -1,6 +1,6 @@
 """Line plots as SVG text: panels of named series in, one self-contained picture out.
 
-Small on purpose: the benchmarks need points, lines, bands, axes and a legend, and no plotting library.
+Small on purpose: points, lines, bands, axes and a legend are all that is needed, and no plotting library.
 """
 
 from __future__ import annotations
@@ -11,9 +11,21 @@ from dataclasses import dataclass
 from html import escape
 
 PANEL_WIDTH, PANEL_HEIGHT = 380, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 34, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 34, 46
 _LEGEND_ROW = 20
-_COLOURS = ("#c0392b", "#7f8c8d", "#b7950b", "#95a5a6", "#2e86c1", "#1e8449", "#6c3483", "#d35400")
+_COLOURS = (
+    "#c0392b",
+    "#333f4a",
+    "#b7950b",
+    "#9aa5ad",
+    "#2e86c1",
+    "#1e8449",
+    "#6c3483",
+    "#d35400",
+    "#d6569b",
+    "#17a2a2",
+)
+_BROKEN = ' stroke-dasharray="5 3"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +61,10 @@ class Panel:
 def draw(panels: Sequence[Panel], columns: int = 2) -> str:
     """The whole picture as SVG text."""
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
-    colour = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
+    if len(names) > len(_COLOURS):
+        raise ValueError(f"a plot tells up to {len(_COLOURS)} series apart by colour; got {len(names)}")
+    colour = dict(zip(names, _COLOURS, strict=False))
+    broken = {series.name for panel in panels for series in panel.series if series.dashed}
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     width, height = columns * PANEL_WIDTH, rows * PANEL_HEIGHT + _LEGEND_ROW * math.ceil(len(names) / columns) + 10
@@ -63,7 +78,8 @@ def draw(panels: Sequence[Panel], columns: int = 2) -> str:
         parts += [f'<g transform="translate({x},{y})">', *_panel(panel, colour), "</g>"]
     for number, name in enumerate(names):
         x, y = 20 + number % columns * PANEL_WIDTH, rows * PANEL_HEIGHT + _LEGEND_ROW * (number // columns) + 8
-        parts.append(f'<line x1="{x}" y1="{y}" x2="{x + 24}" y2="{y}" stroke="{colour[name]}" stroke-width="2.5"/>')
+        stroke = f'stroke="{colour[name]}" stroke-width="2.5"{_BROKEN if name in broken else ""}'
+        parts.append(f'<line x1="{x}" y1="{y}" x2="{x + 24}" y2="{y}" {stroke}/>')
         parts.append(f'<text x="{x + 30}" y="{y + 4}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -111,7 +127,7 @@ def _panel(panel: Panel, colour: dict[str, str]) -> list[str]:
             outline = " ".join(f"{x},{y}" for x, y in around)
             parts.append(f'<polygon points="{outline}" fill="{stroke}" opacity="0.25"/>')
         line = [at(x, y) for x, y in series.points]
-        dash = ' stroke-dasharray="5 3"' if series.dashed else ""
+        dash = _BROKEN if series.dashed else ""
         path = " ".join(f"{x},{y}" for x, y in line)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{stroke}" stroke-width="2"{dash}/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{stroke}"/>' for x, y in line]

@@ -1,0 +1,202 @@
+"""Small models that a calibration measures: one operator each, or a chain of tiny ones.
+
+Nothing comes in; `Trial`s go out, always the same ones in the same order. Widths on and off the blocks, large and
+small maps, one image and several stand side by side, so that each term of the cost model is the largest of some trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Shape = tuple[int, ...]
+
+VECTOR_ELEMENTS = 1 << 16
+LINKS = 48
+"""Nodes of a chain: enough that a run is mostly their launches."""
+UNARY = (
+    *("Relu", "Abs", "Neg", "Exp", "Sigmoid", "Tanh", "Sqrt", "Erf", "LeakyRelu", "HardSwish", "HardSigmoid", "Clip"),
+    *("Log", "Elu", "Softplus", "Softmax", "Gelu", "Transpose", "LayerNormalization", "ReduceMean", "Slice"),
+)
+BINARY = ("Add", "Mul", "Div", "Pow", "Sub", "Concat")
+POOLED = ("MaxPool", "AveragePool", "GlobalAveragePool")
+OFF_BLOCKS = ("MaxPool", "AveragePool")
+_WINDOW: Mapping[str, Sequence[int]] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Trial:
+    """A small model.
+
+    Attributes:
+        name: Unique.
+        kind: "conv", "depthwise", "matmul", "vector" (one price rests on it), "pool" (the same, on blocks),
+            "plain pool", "size" or "chain".
+        model: With fixed shapes; what is measured stands last.
+        watched: Its operator type; in a chain, of all nodes.
+    """
+
+    name: str
+    kind: str
+    model: onnx.ModelProto
+    watched: str
+
+
+def trials() -> Iterator[Trial]:
+    """Every trial of a calibration."""
+    yield from _convolutions()
+    yield from _depthwise()
+    yield from _products()
+    for kind in (*BINARY, *UNARY):
+        yield Trial(name=kind, kind="vector", model=_vector(kind, VECTOR_ELEMENTS), watched=kind)
+    for kind in POOLED:
+        yield Trial(name=kind, kind="pool", model=_pool(kind, 64, 32), watched=kind)
+        for c, side in ((62, 32), (111, 16)) if kind in OFF_BLOCKS else ():
+            yield Trial(name=f"plain {kind} {c}", kind="plain pool", model=_pool(kind, c, side), watched=kind)
+    for power in (13, 14, 15, 17, 18, 19, 20, 21, 22):
+        kind = ("Add", "Relu", "Mul")[power % 3]
+        yield Trial(name=f"{kind} of 2^{power}", kind="size", model=_vector(kind, 1 << power), watched=kind)
+    yield Trial(name="chain of Sigmoid", kind="chain", model=_chain("Sigmoid", LINKS), watched="Sigmoid")
+    yield Trial(name="chain of Conv", kind="chain", model=_chain("Conv", LINKS), watched="Conv")
+    yield Trial(name="chain of MatMul", kind="chain", model=_chain("MatMul", LINKS), watched="MatMul")
+    yield Trial(name="one Sigmoid", kind="chain", model=_chain("Sigmoid", 1), watched="Sigmoid")
+
+
+def _convolutions() -> Iterator[Trial]:
+    # Channels in and out, side, taps, stride, groups, images.
+    for c, n, side, k, s, g, b in (
+        (64, 64, 28, 3, 1, 1, 1), (32, 32, 56, 3, 1, 1, 1), (128, 128, 14, 3, 1, 1, 1), (256, 256, 7, 3, 1, 1, 1),
+        (16, 32, 48, 3, 1, 1, 1), (64, 24, 28, 3, 1, 1, 1), (64, 40, 28, 3, 1, 1, 1), (48, 64, 28, 3, 1, 1, 1),
+        (8, 16, 80, 3, 1, 1, 1), (24, 24, 64, 3, 1, 1, 1), (96, 96, 12, 3, 1, 1, 1), (512, 512, 5, 3, 1, 1, 1),
+        (32, 64, 32, 3, 2, 1, 1), (64, 128, 16, 3, 2, 1, 1), (192, 192, 8, 3, 1, 1, 1), (40, 56, 20, 3, 1, 1, 1),
+        (40, 40, 32, 5, 1, 1, 1), (64, 64, 16, 3, 1, 1, 4), (128, 96, 4, 3, 1, 1, 8), (96, 96, 24, 3, 1, 1, 1),
+        (3, 32, 112, 3, 1, 1, 1), (3, 16, 64, 3, 1, 1, 1), (3, 64, 128, 3, 2, 1, 1), (3, 64, 112, 7, 2, 1, 1),
+        (3, 24, 96, 3, 1, 1, 1), (1, 16, 96, 5, 1, 1, 1),
+        (16, 96, 56, 1, 1, 1, 1), (96, 24, 28, 1, 1, 1, 1), (256, 64, 28, 1, 1, 1, 1), (64, 256, 28, 1, 1, 1, 1),
+        (512, 512, 7, 1, 1, 1, 1), (128, 512, 14, 1, 1, 1, 1), (24, 144, 28, 1, 1, 1, 1), (160, 960, 7, 1, 1, 1, 1),
+        (16, 8, 64, 1, 1, 1, 1), (960, 160, 7, 1, 1, 1, 1), (64, 128, 28, 1, 2, 1, 1), (320, 1280, 7, 1, 1, 1, 1),
+        (40, 240, 14, 1, 1, 1, 4),
+        (72, 72, 28, 3, 1, 3, 1), (240, 240, 14, 3, 1, 10, 1), (240, 240, 14, 1, 1, 3, 1),
+        (62, 64, 28, 3, 1, 1, 1), (30, 30, 56, 3, 1, 1, 1), (74, 74, 16, 3, 1, 1, 1), (106, 106, 8, 3, 1, 1, 1),
+        (18, 18, 64, 3, 1, 1, 1), (159, 159, 8, 3, 1, 1, 1), (37, 64, 16, 3, 1, 1, 4), (53, 53, 32, 3, 2, 1, 1),
+        (83, 24, 28, 1, 1, 1, 1), (139, 40, 14, 1, 1, 1, 1), (398, 80, 7, 1, 1, 1, 1), (199, 40, 14, 1, 1, 1, 4),
+        (60, 240, 16, 1, 1, 3, 1), (240, 60, 16, 1, 1, 3, 1), (60, 60, 28, 3, 1, 15, 1),
+    ):  # fmt: skip
+        name = f"conv {c} to {n}, {side}, {k}x{k}, stride {s}, {g} groups, batch {b}"
+        yield Trial(name=name, kind="conv", model=_conv(c, n, side, k, s, g, b), watched="Conv")
+
+
+def _depthwise() -> Iterator[Trial]:
+    for c, side, k, s, b in (
+        (64, 28, 3, 1, 1), (32, 56, 3, 1, 1), (144, 28, 3, 1, 1), (192, 14, 3, 1, 1), (576, 14, 3, 1, 1),
+        (960, 7, 3, 1, 1), (96, 56, 3, 2, 1), (120, 28, 5, 1, 1), (16, 112, 3, 1, 1), (672, 14, 5, 2, 1),
+        (256, 20, 3, 1, 1), (240, 8, 3, 1, 8), (256, 28, 3, 2, 1),
+        (62, 28, 3, 1, 1), (83, 56, 3, 1, 1), (139, 14, 3, 1, 1), (278, 7, 3, 1, 1), (119, 28, 3, 2, 1),
+        (55, 32, 3, 1, 4), (398, 4, 3, 1, 1), (110, 14, 5, 1, 1),
+    ):  # fmt: skip
+        name = f"depthwise {c}, {side}, {k}x{k}, stride {s}, batch {b}"
+        yield Trial(name=name, kind="depthwise", model=_conv(c, c, side, k, s, c, b), watched="Conv")
+
+
+def _products() -> Iterator[Trial]:
+    for m, k, n in (
+        (64, 256, 256), (1, 512, 1000), (1, 2048, 1000), (197, 192, 768), (128, 768, 768), (64, 64, 64),
+        (1, 4096, 1024), (49, 384, 1152), (256, 512, 128), (16, 1024, 1024), (65, 128, 512), (8, 320, 100),
+        (512, 128, 424), (64, 300, 128), (3, 768, 768), (1, 300, 300),
+    ):  # fmt: skip
+        yield Trial(name=f"matmul {m}x{k}x{n}", kind="matmul", model=_matmul((m, k), (k, n)), watched="MatMul")
+    for h, m, k, n in ((4, 64, 32, 64), (12, 197, 64, 197), (8, 144, 144, 32), (32, 50, 50, 16), (6, 128, 32, 128)):
+        name = f"matmul {h} of {m}x{k}x{n}, no weights"
+        model = _matmul((1, h, m, k), (1, h, k, n), constant=False)
+        yield Trial(name=name, kind="matmul", model=model, watched="MatMul")
+
+
+def _conv(c: int, n: int, side: int, k: int, stride: int, groups: int, images: int) -> onnx.ModelProto:
+    weights = {"w": (n, c // groups, k, k), "b": (n,)}
+    node = helper.make_node(
+        "Conv", ["x", "w", "b"], ["y"], "conv", pads=[k // 2] * 4, strides=[stride] * 2, group=groups
+    )
+    out = (side - 1) // stride + 1
+    return _model([node], {"x": (images, c, side, side)}, {"y": (images, n, out, out)}, weights)
+
+
+def _matmul(a: Shape, b: Shape, *, constant: bool = True) -> onnx.ModelProto:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "matmul")
+    inputs, weights = ({"x": a}, {"w": b}) if constant else ({"x": a, "w": b}, {})
+    return _model([node], inputs, {"y": (*a[:-1], b[-1])}, weights)
+
+
+def _pool(kind: str, c: int, side: int) -> onnx.ModelProto:
+    # Only behind a convolution does the runtime put a pool on blocks.
+    conv = helper.make_node("Conv", ["x", "w", "b"], ["h"], "conv")
+    pool = helper.make_node(kind, ["h"], ["y"], "pool")
+    if not kind.startswith("Global"):
+        pool.attribute.extend(helper.make_attribute(key, value) for key, value in _WINDOW.items())
+    out = 1 if kind.startswith("Global") else side // 2
+    shapes = {"x": (1, 8, side, side)}, {"y": (1, c, out, out)}
+    return _model([conv, pool], *shapes, {"w": (c, 8, 1, 1), "b": (c,)})
+
+
+def _vector(kind: str, elements: int) -> onnx.ModelProto:
+    side = 32
+    c = max(1, elements // (side * side))
+    shape: Shape = (1, c, side, side)
+    out = shape
+    weights: dict[str, Shape] = {}
+    node = helper.make_node(kind, ["x", "z"] if kind in BINARY else ["x"], ["y"], "op")
+    inputs: dict[str, Shape] = dict.fromkeys(node.input, shape)
+    if kind == "Transpose":
+        node.attribute.append(helper.make_attribute("perm", [0, 2, 3, 1]))
+        out = (1, side, side, c)
+    elif kind == "LayerNormalization":
+        inputs, out = {"x": (1, elements // 128, 128)}, (1, elements // 128, 128)
+        node.input.extend(["w", "b"])
+        weights = {"w": (128,), "b": (128,)}
+    elif kind == "Concat":
+        node.attribute.append(helper.make_attribute("axis", 1))
+        out = (1, 2 * c, side, side)
+    elif kind == "ReduceMean":
+        node.attribute.append(helper.make_attribute("keepdims", 0))
+        node.input.append("axes")
+        inputs, out = {"x": (1, elements // 128, 128)}, (1, 128)
+    elif kind == "Slice":
+        node.input.extend(["starts", "ends", "axes"])
+        out = (1, c // 2, side, side)
+    # What a network reads has just been written; what the caller feeds has not.
+    before = [helper.make_node("Abs", [f"{name}0"], [name], f"before {name}") for name in inputs]
+    inputs = {f"{name}0": found for name, found in inputs.items()}
+    numbers = {"ReduceMean": {"axes": [1]}, "Slice": {"starts": [0], "ends": [c // 2], "axes": [1]}}
+    return _model([*before, node], inputs, {"y": out}, weights, numbers.get(kind, {}))
+
+
+def _chain(kind: str, links: int) -> onnx.ModelProto:
+    shape: Shape = {"Conv": (1, 8, 2, 2), "MatMul": (4, 16), "Sigmoid": (1, 16)}[kind]
+    stored: dict[str, dict[str, Shape]] = {"Conv": {"w": (8, 8, 1, 1)}, "MatMul": {"w": (16, 16)}}
+    weights = stored.get(kind, {})
+    names = ["x", *(f"h{i}" for i in range(links - 1)), "y"]
+    nodes = [helper.make_node(kind, [names[i], *weights], [names[i + 1]], f"link{i}") for i in range(links)]
+    return _model(nodes, {"x": shape}, {"y": shape}, weights)
+
+
+def _model(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, Shape],
+    outputs: Mapping[str, Shape],
+    weights: Mapping[str, Shape],
+    numbers: Mapping[str, Sequence[int]] | None = None,
+) -> onnx.ModelProto:
+    def values(shapes: Mapping[str, Shape]) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+
+    rng = np.random.default_rng(0)
+    stored = [
+        numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32) * np.float32(0.05), name)
+        for name, shape in weights.items()
+    ]
+    stored += [numpy_helper.from_array(np.array(found, np.int64), name) for name, found in (numbers or {}).items()]
+    graph = helper.make_graph(list(nodes), "trial", values(inputs), values(outputs), stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
