@@ -140,7 +140,7 @@ def _constants(model: onnx.ModelProto) -> float:
 
 
 def shrink_until(
-    shop: ours.Shop, goal: Goal, make: Callable[[float], onnx.ModelProto]
+    shop: ours.Shop, goal: Goal, make: Callable[[float], onnx.ModelProto], deepest: float = DEEPEST
 ) -> tuple[onnx.ModelProto, float, bool]:
     """The least pruned model that keeps to the bound, its share, and whether any does; else the smallest model.
 
@@ -148,9 +148,10 @@ def shrink_until(
         shop: The network.
         goal: Its bound is kept.
         make: Gives the peer's model for a share to prune in 0..1.
+        deepest: Largest share that the peer takes.
     """
     bound = shop.bound(goal)
-    low, high = 0.0, DEEPEST
+    low, high = 0.0, deepest
     best, share = make(high), high
     if size(shop, goal, best) > bound:
         return best, share, False

@@ -24,6 +24,10 @@ SEEDS = 3
 """Random draws; one for the largest networks."""
 
 
+TORCH_DEEPEST = 0.9
+"""Torch-Pruning leaves a group alone that a larger share would take all units from."""
+
+
 class RedundantError(ValueError):
     """The method would do what another one does."""
 
@@ -181,7 +185,7 @@ def torch_pruning(reduction: str, competing: bool, work: Work, goal: Goal) -> Ma
                 return onnx.load(pruned)
 
             try:
-                model, share, reached = outside.shrink_until(work.shop, goal, make)
+                model, share, reached = outside.shrink_until(work.shop, goal, make, TORCH_DEEPEST)
             except RuntimeError:
                 if number == len(reaches) - 1:
                     raise
