@@ -151,7 +151,7 @@ def test_the_normalisation_repair_restores_means_and_deviations(shop: ours.Shop,
 
 
 def outputs(shop: ours.Shop, model: onnx.ModelProto, names: list[str]) -> list[common.Array]:
-    """On the inputs that were walked through: fewer than there are when memory is short."""
+    """On the inputs that were walked through; others are held apart."""
     session = runtime.session(model, optimise=False, extra_outputs=names)
     runs = [session.run(names, dict(batch)) for batch in shop.bench.batches]
     return [np.concatenate(values).astype(np.float64) for values in zip(*runs, strict=True)]
