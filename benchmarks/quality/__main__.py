@@ -89,6 +89,8 @@ def run(given: argparse.Namespace, row: Row, store: Store, console: Console) -> 
             evaluated=len(reference.labels),
             macs=reference.macs,
             prepared_seconds=round(prepared, 1),
+            # What the repairs were fitted on: without the inputs that judge sensitivities, and as many as memory takes.
+            walked=sum(len(next(iter(batch.values()))) for batch in shop.bench.batches),
         )
         console.print(f"{row_key(row)}: measured in {prepared:.1f} s")
         work = peers.Work(
