@@ -226,7 +226,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 1
     console.print(render(results, len(labels)))
     if limit is None:
-        written = common.save("main_job", {"evaluation_images": len(labels), "targets": cast("Json", results)})
+        path = common.RESULTS / "main_job.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        merged = {**kept.get("targets", {}), **results}
+        written = common.save("main_job", {"evaluation_images": len(labels), "targets": cast("Json", merged)})
         console.print(f"written: {written.relative_to(common.ROOT)}")
     checks = [check for r in results.values() for key in CHECKS if (check := r.get(key))]
     return 0 if all(check["model"] and check["plan"] for check in cast("list[dict[str, bool]]", checks)) else 1

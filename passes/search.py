@@ -42,10 +42,10 @@ WORTHWHILE = 0.05
 RECOVERY = 0.75
 """Share of the damage that is left, as a rule, when the sequential repair has absorbed what the refits left."""
 
-AIM = 0.7
+AIM = 0.8
 """Share of the budget that a trial is aimed at."""
 
-ALLOWED = 0.8
+ALLOWED = 0.9
 """The most that the line through all trials may say of a drop, as a share of the budget. A drop on a few thousand
 samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones half of the time."""
 
@@ -131,16 +131,16 @@ def best(
         return trial, _use(trial.evidence, settings)
 
     with progress.stage("search", looks + trials) as tick:
-        growth = _Growth()
+        growth, made = _Growth(), _Trials(settings)
         position = _start(points, settings)
         for _ in range(looks if points else 0):
-            _, use = look(position, mend=False)
+            found, use = look(position, mend=False)
             growth.learn(points[position].damage, use)
+            made.note(found, use)
             position = _nearest(points, -1, len(points), growth.aim(points[position].damage))
         if looks and points:
             position = _nearest(points, -1, len(points), growth.aim(points[position].damage, RECOVERY))
             growth = _Growth()
-        made = _Trials(settings)
         for number in range(trials + MORE_TRIALS):
             low, high = made.bracket(len(points))
             if not low < position < high or (low >= 0 and number >= trials):
@@ -159,20 +159,27 @@ def best(
 
 
 class _Trials:
-    """Repaired plans with what they use of the budget: measured, and as a line through all of them has it.
+    """Repaired plans with what they use of the budget: measured, and as a line through all that was measured has it.
 
     A drop is counted on few samples that change sides, the squared error of the outputs is smooth. A plan whose drop
-    is below the budget by luck, where the line through all trials comes too near to it, is passed over: the best of
+    is below the budget by luck, where the line comes too near to it, is passed over: the best of
     several trials flatters itself.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._made: list[tuple[int, Found, float]] = []
+        self._squares = self._products = 0.0
+
+    def note(self, found: Found, use: float) -> None:
+        """One more point of the line: a plan that was measured, to be chosen or not."""
+        self._squares += found.evidence.worst**4
+        self._products += use * found.evidence.worst**2
 
     def add(self, position: int, found: Found, use: float) -> None:
         """One more trial at a point of the way."""
         self._made.append((position, found, use))
+        self.note(found, use)
 
     def bracket(self, points: int) -> tuple[int, int]:
         """The deepest sound trial, -1 for none, and the next unsound one behind it."""
@@ -188,9 +195,7 @@ class _Trials:
         return min(kept, key=lambda trial: trial[0])[1] if kept else None
 
     def _sound(self) -> list[tuple[int, Found, float]]:
-        squares = sum(found.evidence.worst**4 for _, found, _ in self._made)
-        products = sum(use * found.evidence.worst**2 for _, found, use in self._made)
-        slope = products / squares if squares > 0 else 0.0
+        slope = self._products / self._squares if self._squares > 0 else 0.0
         allowed = 1 + ROUNDING if self._settings.max_drop is None else ALLOWED
         return [
             (position, found, use)

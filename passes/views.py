@@ -33,6 +33,9 @@ the few samples that it was made of says little."""
 HELD_ROWS = 1024
 """Rows to measure on, at most, but for one run's."""
 
+LARGEST_SHARED = 3000
+"""Unknowns up to which curves are made side by side."""
+
 POINTS = 64
 """Widths of a group at which its curve is measured; straight lines lie between them."""
 
@@ -120,7 +123,9 @@ def foresee(
             total += _residual(offer, reader, found, offer.curve.order, coupling)
         return replace(offer, curve=Curve(offer.curve.order, np.minimum.accumulate(total), offer.units))
 
-    return tuple(spread(better, offers, threads=threads))
+    # Two factors of the largest kind at once are what a whole run must fit in.
+    large = any(len(found.second) > LARGEST_SHARED for found in views.values())
+    return tuple(spread(better, offers, threads=1 if large else threads))
 
 
 def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: Coupling) -> Floats:
@@ -149,7 +154,7 @@ def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: 
                 row -= value * mean
             held -= mean
     second[np.diag_indices_from(second)] += RIDGE * max(float(np.trace(second)) / len(second), 1e-30)
-    regular = second.astype(np.float64)
+    regular = second.astype(np.float64, order="F")  # Factorised in place.
     del second
     try:
         factor = scipy.linalg.cholesky(regular, lower=True, overwrite_a=True, check_finite=False)
