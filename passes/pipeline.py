@@ -39,7 +39,7 @@ from passes.graph_io import to_graph
 from passes.memory import affordable
 from passes.progress import Progress, Silent
 from passes.records import Group, Plan, Refusal
-from passes.results import Outcome, SearchPoint, Variant
+from passes.results import Outcome, Profile, SearchPoint, Variant
 from passes.samples import Inputs
 from passes.settings import Settings
 from passes.validate import Judge
@@ -109,9 +109,10 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
             "the replayed plan loses more on these inputs than the budget allows; nothing was written"
         )
     with watch.stage("measure", None):
-        times = profile.measure(original, model, given.evaluation, batch=settings.batch, threads=settings.threads)
-        before, after = (
-            profile.profile(m, backend, settings.batch, t) for m, t in zip((original, model), times, strict=True)
+        models = (original, model, *(found.model for found in decided.frontier))
+        times = profile.measure(models, given.evaluation, batch=settings.batch, threads=settings.threads)
+        before, after, *others = (
+            profile.profile(m, backend, settings.batch, t) for m, t in zip(models, times, strict=True)
         )
     rewritten = to_graph(simple.model)
     known = operators.find(rewritten)
@@ -136,7 +137,7 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         model_io.save(model, output, protected=loaded.files)
         written = str(output)
     return Outcome(
-        frontier=_variants(decided.frontier, original, given, backend, settings, output, loaded.files),
+        frontier=_variants(decided.frontier, others, settings, output, loaded.files),
         model=None if settings.plan_only else model,
         plan=made,
         evidence=None if settings.plan_only else evidence,
@@ -154,26 +155,21 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
 
 def _variants(
     found: Sequence[search.Found],
-    original: onnx.ModelProto,
-    given: _Given,
-    backend: Backend,
+    profiles: Sequence[Profile],
     settings: Settings,
     output: Path | None,
     protected: Sequence[Path],
 ) -> tuple[Variant, ...]:
-    """Measure and write the models of the frontier beside the result, numbered from the shallowest."""
+    """Write the models of the frontier beside the result, numbered from the shallowest."""
     made = []
-    for number, one in enumerate(found, 1):
-        _, seconds = profile.measure(
-            original, one.model, given.evaluation, batch=settings.batch, threads=settings.threads
-        )
+    for number, (one, after) in enumerate(zip(found, profiles, strict=True), 1):
         place = None if output is None else output.with_name(f"{output.stem}.pareto{number}{output.suffix}")
         if place is not None:
             model_io.save(one.model, place, protected=protected)
         made.append(
             Variant(
                 shrinks=one.cuts,
-                after=profile.profile(one.model, backend, settings.batch, seconds),
+                after=after,
                 evidence=one.evidence,
                 within_budget=search.within(one.evidence, settings),
                 output=None if place is None else str(place),

@@ -6,6 +6,7 @@ A model and a backend come in, a `Profile` goes out. What cannot be known is Non
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import onnx
 
@@ -46,13 +47,14 @@ def profile(model: onnx.ModelProto, backend: Backend, batch: int, measured: floa
     )
 
 
-def measure(
-    before: onnx.ModelProto, after: onnx.ModelProto, inputs: Inputs, *, batch: int, threads: int
-) -> tuple[float | None, float | None]:
-    """Median seconds of one run of both models, taking turns; None where the runtime refuses this batch."""
-    feeds = runtime.runs(before, inputs, batch, limit=1)[0]
+def measure(models: Sequence[onnx.ModelProto], inputs: Inputs, *, batch: int, threads: int) -> tuple[float | None, ...]:
+    """Median seconds of one run of each of two models or more of one interface, all taking turns.
+
+    All are None where the runtime refuses this batch.
+    """
+    feeds = runtime.runs(models[0], inputs, batch, limit=1)[0]
+    budget = TIMING_SECONDS * len(models) / 2
     try:
-        old, new = runtime.latency((before, after), feeds, threads=threads, budget_seconds=TIMING_SECONDS)
+        return tuple(runtime.latency(models, feeds, threads=threads, budget_seconds=budget))
     except ModelError:
-        return None, None
-    return old, new
+        return (None,) * len(models)

@@ -141,18 +141,7 @@ def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: 
     ranks = np.where(labels < 0, -1, place[labels])
     channels = np.argsort(ranks, kind="stable")
     columns = (channels[:, None] * seen.taps + np.arange(seen.taps)).ravel()
-    held = seen.held[:, columns] - (seen.mean[columns].astype(np.float32) if seen.biased else np.float32(0))
-    second = seen.second[np.ix_(columns, columns)]
-    if len(held):
-        # What the fit may know: all rows but those.
-        second *= np.float32(seen.count)
-        second -= held.T @ held
-        second /= np.float32(seen.count - len(held))
-        if seen.biased:
-            mean = (-held.sum(axis=0, dtype=np.float64) / (seen.count - len(held))).astype(np.float32)
-            for row, value in zip(second, mean, strict=True):
-                row -= value * mean
-            held -= mean
+    second, held = _parted(seen, columns)
     second[np.diag_indices_from(second)] += RIDGE * max(float(np.trace(second)) / len(second), 1e-30)
     regular = second.astype(np.float64, order="F")  # Factorised in place.
     del second
@@ -181,6 +170,22 @@ def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: 
     variance = max(float(np.vdot(whole, whole)), 1e-300)
     result: Floats = np.interp(np.arange(offer.units + 1), widths, errors / variance)
     return result
+
+
+def _parted(seen: View, columns: Array) -> tuple[Array, Array]:
+    """Second moments of what a fit may know, all rows but the held ones, and those; both about the mean of the first."""
+    held = seen.held[:, columns] - (seen.mean[columns].astype(np.float32) if seen.biased else np.float32(0))
+    second = seen.second[np.ix_(columns, columns)]
+    if len(held):
+        second *= np.float32(seen.count)
+        second -= held.T @ held
+        second /= np.float32(seen.count - len(held))
+        if seen.biased:
+            mean = (-held.sum(axis=0, dtype=np.float64) / (seen.count - len(held))).astype(np.float32)
+            for row, value in zip(second, mean, strict=True):
+                row -= value * mean
+            held -= mean
+    return second, held
 
 
 def refit(

@@ -161,6 +161,3 @@ def weights(bench: apply.Bench, found: Sequence[Candidate], widths: Mapping[str,
     sizes = {names[name]: width for name, width in widths.items()}
     tensors = {site.tensor for c in found for site in c.group.sites if site.role in ("produces", "consumes")}
     return sum(math.prod(bench.coupling.shape(tensor, sizes) or ()) for tensor in tensors)
-
-
-__all__ = ["Macs", "Shop", "prepare", "replace", "scope", "uniform", "weights"]

@@ -6,11 +6,12 @@ A new rewrite is one file in this folder that ends in `REWRITE = ...`; `passes.r
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Protocol
 
 import onnx_graphsurgeon as gs
 
+from passes.graphs import Surroundings, read
 from passes.records import Refusal, Step
 
 
@@ -52,6 +53,39 @@ class Trade(Protocol):
 
     def apply(self, graph: gs.Graph, step: Step) -> None:
         """As a rewrite."""
+
+
+def pairs(
+    name: str,
+    graph: gs.Graph,
+    examine: Callable[[Surroundings, gs.Node], object],
+    say: Callable[[gs.Node, gs.Node], str],
+) -> Iterator[Step | Refusal]:
+    """Offers of a rewrite that takes a node and the producer of its first input together.
+
+    Args:
+        name: Of the rewrite.
+        graph: Only read.
+        examine: None where there is nothing to do, a string why not, anything else what to do.
+        say: The note of a step, from the node and its producer.
+
+    Yields:
+        Pairs that do not overlap, the later node as the subject; longer chains follow in the next rounds.
+    """
+    around = read(graph)
+    taken: set[str] = set()
+    for node in around.nodes.values():
+        found = examine(around, node)
+        if found is None:
+            continue
+        if isinstance(found, str):
+            yield Refusal(subject=node.name, reason=found)
+            continue
+        first = node.inputs[0].inputs[0]
+        if {node.name, first.name} & taken:
+            continue
+        taken.update((node.name, first.name))
+        yield Step(rewrite=name, subject=node.name, nodes=(node.name, first.name), note=say(node, first))
 
 
 def resizes(rewrite: Rewrite | Trade) -> bool:

@@ -17,6 +17,7 @@ from passes.errors import RewriteFailed
 from passes.graphs import Surroundings, dims, fresh_name, given, is_standard, read, remove
 from passes.records import Array, Refusal, Step
 from passes.regions import hidden_reason
+from passes.rewrites.base import pairs
 
 INPUTS_SINCE = 10
 """Opset from which bounds are inputs; before, they are attributes and steps do not exist."""
@@ -44,20 +45,7 @@ class MergeSlices:
 
     def propose(self, graph: gs.Graph) -> Iterator[Step | Refusal]:
         """Pairs that do not overlap; longer chains follow in the next rounds."""
-        around = read(graph)
-        taken: set[str] = set()
-        for node in around.nodes.values():
-            found = _examine(around, node)
-            if isinstance(found, str):
-                yield Refusal(subject=node.name, reason=found)
-            if not isinstance(found, Cut):
-                continue
-            first = node.inputs[0].inputs[0]
-            if {node.name, first.name} & taken:
-                continue
-            taken.update((node.name, first.name))
-            note = f"Slice {node.name!r} also cuts what Slice {first.name!r} cuts."
-            yield Step(rewrite=self.name, subject=node.name, nodes=(node.name, first.name), note=note)
+        return pairs(self.name, graph, _examine, lambda n, f: f"Slice {n.name!r} also cuts what Slice {f.name!r} cuts.")
 
     def apply(self, graph: gs.Graph, step: Step) -> None:
         """Let the second node cut all axes of what the first one reads."""

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from passes.errors import RewriteFailed
 from passes.graphs import Surroundings, dims, given, is_standard, read
 from passes.records import Refusal, Step
+from passes.rewrites.base import pairs
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 MANTISSA: Mapping[int, tuple[int, int]] = {
@@ -45,21 +46,7 @@ class ShortenChains:
 
     def propose(self, graph: gs.Graph) -> Iterator[Step | Refusal]:
         """Pairs that do not overlap; longer chains follow in the next rounds."""
-        around = read(graph)
-        taken: set[str] = set()
-        for node in around.nodes.values():
-            found = _examine(around, node)
-            if found is None:
-                continue
-            if isinstance(found, str):
-                yield Refusal(subject=node.name, reason=found)
-                continue
-            first = node.inputs[0].inputs[0]
-            if {node.name, first.name} & taken:
-                continue
-            taken.update((node.name, first.name))
-            note = f"{node.op} {node.name!r} reads past {first.op} {first.name!r}."
-            yield Step(rewrite=self.name, subject=node.name, nodes=(node.name, first.name), note=note)
+        return pairs(self.name, graph, _examine, lambda n, f: f"{n.op} {n.name!r} reads past {f.op} {f.name!r}.")
 
     def apply(self, graph: gs.Graph, step: Step) -> None:
         """Change what the second node reads, and its permutation or type where that needs it."""
