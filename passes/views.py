@@ -173,7 +173,7 @@ def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: 
 
 
 def _parted(seen: View, columns: Array) -> tuple[Array, Array]:
-    """Second moments of what a fit may know, all rows but the held ones, and those; both about the mean of the first."""
+    """Second moments of what a fit may know, all rows but the held ones, and those; both about the first ones' mean."""
     held = seen.held[:, columns] - (seen.mean[columns].astype(np.float32) if seen.biased else np.float32(0))
     second = seen.second[np.ix_(columns, columns)]
     if len(held):

@@ -96,7 +96,13 @@ def wasteful() -> onnx.ModelProto:
             inner = Slice (rows, first, last, wide)
             h2 = GlobalMaxPool (inner)
             h3 = Flatten (h2)
-            u = Gemm (h3, wu)
+            q = QuantizeLinear (h3, grid, zero)
+            q1 = DequantizeLinear (q, grid, zero)
+            q2 = Transpose <perm = [1, 0]> (q1)
+            q3 = QuantizeLinear (q2, grid, zero)
+            q4 = DequantizeLinear (q3, grid, zero)
+            q5 = Transpose <perm = [1, 0]> (q4)
+            u = Gemm (q5, wu)
         }""",
         {
             "wh": (5, 3, 1, 1),
@@ -109,6 +115,8 @@ def wasteful() -> onnx.ModelProto:
             "last": np.array([7]),
             "high": np.array([2]),
             "wide": np.array([3]),
+            "grid": full(0.01),
+            "zero": np.array(0, np.uint8),
             **norm(6, "a"),
             "wg": (6, 4),
             "sg": (4,),
@@ -137,6 +145,7 @@ def test_the_exact_rewrites_are_discovered() -> None:
         "fold_sizes",
         "merge_duplicates",
         "merge_slices",
+        "quantised_moves",
         "settle_reshapes",
         "share_weights",
     ]
@@ -246,8 +255,8 @@ def test_together_they_end_in_the_same_place_in_any_order() -> None:
         assert_same_function(model, result)
     # The twins become one: folding shows that they are equal.
     assert sorted(operators(results[0])) == [
-        *("Add", "Conv", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "MatMul"),
-        *("Relu", "Reshape", "Sigmoid", "Slice", "Sub"),
+        *("Add", "Conv", "Conv", "DequantizeLinear", "Flatten", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "MatMul"),
+        *("QuantizeLinear", "Relu", "Reshape", "Sigmoid", "Slice", "Sub", "Transpose", "Transpose"),
     ]
 
 
