@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from passes.axes import Index, kept
 from passes.candidates import Offer, Reader, coordinates
 from passes.coupling import Coupling
+from passes.elimination import Refitted, eliminate
 from passes.kernel import Curve
 from passes.linear import Linear, common_layout, stored_layout
 from passes.parallel import spread
@@ -32,6 +33,9 @@ the few samples that it was made of says little."""
 
 HELD_ROWS = 1024
 """Rows to measure on, at most, but for one run's."""
+
+NEGLIGIBLE = 1e-3
+"""Share of what a group's consumers read below which the fold alone rebuilds it: units behind that go first."""
 
 LARGEST_SHARED = 3000
 """Unknowns up to which curves are made side by side."""
@@ -108,24 +112,48 @@ def _apart(rows: Sequence[Array]) -> list[Array]:
 
 
 def foresee(
-    offers: Sequence[Offer], views: Mapping[str, View], coupling: Coupling, *, threads: int
+    offers: Sequence[Offer], views: Mapping[str, View], coupling: Coupling, *, choose: bool, threads: int
 ) -> tuple[Offer, ...]:
-    """The offers with error curves after a refit, where all consumers of a group have a view; the others unchanged."""
+    """The offers with error curves after a refit, where all consumers of a group have a view; the others unchanged.
+
+    With `choose` the units are also chosen for consumers that are refitted; otherwise their order stays.
+    """
 
     def better(offer: Offer) -> Offer:
-        seen = [(reader, views.get(reader.linear.node)) for reader in offer.candidate.readers]
-        if offer.curve is None or not seen:
+        seen = [
+            (reader, views[reader.linear.node]) for reader in offer.candidate.readers if reader.linear.node in views
+        ]
+        if offer.curve is None or not seen or len(seen) < len(offer.candidate.readers):
             return offer
+        order = _chosen(offer, offer.curve, seen, coupling) if choose else offer.curve.order
         total = np.zeros(offer.units + 1)
         for reader, found in seen:
-            if found is None:
-                return offer
-            total += _residual(offer, reader, found, offer.curve.order, coupling)
-        return replace(offer, curve=Curve(offer.curve.order, np.minimum.accumulate(total), offer.units))
+            total += _residual(offer, reader, found, order, coupling)
+        return replace(offer, curve=Curve(order, np.minimum.accumulate(total), offer.units))
 
     # Two factors of the largest kind at once are what a whole run must fit in.
     large = any(len(found.second) > LARGEST_SHARED for found in views.values())
     return tuple(spread(better, offers, threads=1 if large else threads))
+
+
+def _chosen(offer: Offer, curve: Curve, seen: Sequence[tuple[Reader, View]], coupling: Coupling) -> Array:
+    """The order of elimination of the units that matter to the kernel; before them go the others, in its own order."""
+    many = int(np.argmax(curve.residual <= NEGLIGIBLE * curve.residual[0]))
+    if many < 2:
+        return curve.order
+    refitted = []
+    for reader, found in seen:
+        linear = reader.linear
+        labels = coordinates(coupling.terms[linear.activation][linear.axis], offer.candidate.atom)
+        channels = np.flatnonzero((labels < 0) | np.isin(labels, curve.order[:many]))
+        columns = (channels[:, None] * found.taps + np.arange(found.taps)).ravel()
+        second = found.second[np.ix_(columns, columns)]
+        second[np.diag_indices_from(second)] += RIDGE * max(float(np.trace(second)) / len(second), 1e-30)
+        try:
+            refitted.append(Refitted(second, found.weight[:, columns], np.repeat(labels[channels], found.taps)))
+        except scipy.linalg.LinAlgError:
+            return curve.order
+    return np.concatenate([eliminate(refitted), curve.order[many:]])
 
 
 def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: Coupling) -> Floats:

@@ -80,7 +80,8 @@ def measure(
                 seed=settings.seed,
                 progress=tick,
             )
-    offers = views.foresee(offers, recorded.views, coupled, threads=settings.threads)
+    choose = settings.landmarks == "pivoted"
+    offers = views.foresee(offers, recorded.views, coupled, choose=choose, threads=settings.threads)
     # The rows that curves were measured on are of no further use.
     recorded = replace(recorded, views={name: replace(v, held=v.held[:0].copy()) for name, v in recorded.views.items()})
     return apply.Bench(
