@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import scipy.linalg
 
-from passes.parallel import spread
+from passes.parallel import spread, workers
 from passes.records import Array, Floats
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -45,11 +45,13 @@ class Moments:
 
     @classmethod
     def of(cls, batches: Sequence[Rows], threads: int) -> Moments:
-        """Sum all batches, in the same order for any number of threads."""
+        """Sum all batches, in the same order for any number of threads; as many parts as threads exist at once."""
         parts = [batches[i::CHUNKS] for i in range(CHUNKS) if batches[i::CHUNKS]]
         total = cls(())
-        for part in spread(cls, parts, threads=threads):
-            total._add(part.count, part.x, part.y, part.xx, part.xy)
+        at_once = workers(threads)
+        for begin in range(0, len(parts), at_once):
+            for part in spread(cls, parts[begin : begin + at_once], threads=threads):
+                total._add(part.count, part.x, part.y, part.xx, part.xy)
         return total
 
     def __init__(self, batches: Sequence[Rows]) -> None:
@@ -80,9 +82,9 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         total = Moments(())
-        for part in (self, other):
-            if part.count:
-                total._add(part.count, part.x.copy(), part.y.copy(), part.xx.copy(), part.xy.copy())
+        if self.count:
+            total._add(self.count, self.x.copy(), self.y.copy(), self.xx.copy(), self.xy.copy())
+        total._add(other.count, other.x, other.y, other.xx, other.xy)
         return total
 
     def centred(self, group: int, biased: bool) -> tuple[Floats, Floats]:

@@ -50,7 +50,10 @@ ALLOWED = 0.9
 samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones half of the time."""
 
 FAINT = 0.05
-"""A use of the budget below this is noise; growth is not read from it."""
+"""A use of the budget below this is noise: it counts as this much."""
+
+STEEPEST = 2.0
+"""Power of the predicted damage that the measured error is taken to grow with at most, and one over it at least."""
 
 LARGEST_STEP = 4.0
 """Most that the predicted damage may grow or fall by from one trial to the next."""
@@ -131,25 +134,20 @@ def best(
         return trial, _use(trial.evidence, settings)
 
     with progress.stage("search", looks + trials) as tick:
-        growth, made = _Growth(), _Trials(settings)
+        made = _Trials(settings)
         position = _start(points, settings)
         for _ in range(looks if points else 0):
             found, use = look(position, mend=False)
-            growth.learn(points[position].damage, use)
             made.note(found, use)
-            position = _nearest(points, -1, len(points), growth.aim(points[position].damage))
-        if looks and points:
-            position = _nearest(points, -1, len(points), growth.aim(points[position].damage, RECOVERY))
-            growth = _Growth()
+            position = _nearest(points, -1, len(points), made.aim())
         for number in range(trials + MORE_TRIALS):
             low, high = made.bracket(len(points))
             if not low < position < high or (low >= 0 and number >= trials):
                 break
             trial, use = look(position, mend=settings.repair)
             made.add(position, trial, use)
-            growth.learn(points[position].damage, use)
             low, high = made.bracket(len(points))
-            aim = growth.aim(points[position].damage)
+            aim = made.aim()
             if low < 0:
                 aim = min(aim, points[position].damage / (3 if number >= trials - 1 else 1))
             position = _nearest(points, low, high, aim)
@@ -161,25 +159,43 @@ def best(
 class _Trials:
     """Repaired plans with what they use of the budget: measured, and as a line through all that was measured has it.
 
-    A drop is counted on few samples that change sides, the squared error of the outputs is smooth. A plan whose drop
-    is below the budget by luck, where the line comes too near to it, is passed over: the best of
-    several trials flatters itself.
+    A drop is counted on few samples that change sides, the squared error of the outputs is smooth. So the search aims
+    by the line of drop against squared error and by how that error grows with the predicted damage; and a plan whose
+    drop is below the budget by luck, where the line comes too near to it, is passed over: the best of several trials
+    flatters itself.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._made: list[tuple[int, Found, float]] = []
+        self._noted: list[Found] = []
         self._squares = self._products = 0.0
 
     def note(self, found: Found, use: float) -> None:
         """One more point of the line: a plan that was measured, to be chosen or not."""
+        self._noted.append(found)
         self._squares += found.evidence.worst**4
-        self._products += use * found.evidence.worst**2
+        self._products += max(use, FAINT) * found.evidence.worst**2
 
     def add(self, position: int, found: Found, use: float) -> None:
         """One more trial at a point of the way."""
         self._made.append((position, found, use))
         self.note(found, use)
+
+    def aim(self) -> float:
+        """Predicted damage that will use `AIM` of the budget, not too far from the latest.
+
+        With one trial the error is taken to grow like the damage, with more as between the two next to the aim. A look,
+        which was not repaired, counts with `RECOVERY` of its error.
+        """
+        slope, latest = self._slope(), self._noted[-1].point.damage
+        wanted = math.inf
+        if slope > 0:
+            share = 1.0 if self._made else RECOVERY
+            known = [trial for _, trial, _ in self._made] or self._noted
+            pairs = [(math.log(_some(t.point.damage)), math.log(_some(share * t.evidence.worst**2))) for t in known]
+            wanted = math.exp(_along(pairs, math.log(AIM / slope)))
+        return min(max(wanted, latest / LARGEST_STEP), latest * LARGEST_STEP)
 
     def bracket(self, points: int) -> tuple[int, int]:
         """The deepest sound trial, -1 for none, and the next unsound one behind it."""
@@ -194,8 +210,11 @@ class _Trials:
         kept = [trial for trial in self._made if within(trial[1].evidence, self._settings)]
         return min(kept, key=lambda trial: trial[0])[1] if kept else None
 
+    def _slope(self) -> float:
+        return self._products / self._squares if self._squares > 0 else 0.0
+
     def _sound(self) -> list[tuple[int, Found, float]]:
-        slope = self._products / self._squares if self._squares > 0 else 0.0
+        slope = self._slope()
         allowed = 1 + ROUNDING if self._settings.max_drop is None else ALLOWED
         return [
             (position, found, use)
@@ -204,22 +223,17 @@ class _Trials:
         ]
 
 
-class _Growth:
-    """How much of the budget is used per predicted damage: a line through the origin, from what was measured."""
+def _some(value: float) -> float:
+    return max(value, 1e-12)
 
-    def __init__(self) -> None:
-        self._products = self._squares = 0.0
 
-    def learn(self, damage: float, use: float) -> None:
-        """One more measured point."""
-        self._products += max(use, FAINT) * damage
-        self._squares += damage**2
-
-    def aim(self, latest: float, share: float = 1.0) -> float:
-        """Damage that will use `AIM` of the budget when only a share of it is left, not too far from the latest."""
-        slope = share * self._products / self._squares if self._squares > 0 else 0.0
-        wanted = AIM / slope if slope > 0 else math.inf
-        return min(max(wanted, latest / LARGEST_STEP), latest * LARGEST_STEP)
+def _along(pairs: Sequence[tuple[float, float]], wanted: float) -> float:
+    """The first coordinate at which the line through the two pairs nearest to `wanted` reaches it; both logarithms."""
+    near = sorted(pairs, key=lambda pair: abs(pair[1] - wanted))[:2]
+    power = 1.0
+    if len(near) == 2 and near[0][0] != near[1][0]:
+        power = min(max((near[0][1] - near[1][1]) / (near[0][0] - near[1][0]), 1 / STEEPEST), STEEPEST)
+    return near[0][0] + (wanted - near[0][1]) / power
 
 
 def _use(evidence: Evidence, settings: Settings) -> float:

@@ -21,7 +21,7 @@ from passes.coupling import Coupling
 from passes.elimination import Refitted, eliminate
 from passes.kernel import Curve
 from passes.linear import Linear, common_layout, stored_layout
-from passes.parallel import spread
+from passes.parallel import spread, workers
 from passes.records import Array, Floats
 
 RIDGE = 1e-3
@@ -38,7 +38,10 @@ NEGLIGIBLE = 1e-3
 """Share of what a group's consumers read below which the fold alone rebuilds it: units behind that go first."""
 
 LARGEST_SHARED = 3000
-"""Unknowns up to which curves are made side by side."""
+"""Unknowns up to which curves are made side by side on all cores."""
+
+LARGE_AT_ONCE = 2
+"""Factors of more unknowns than that at a time: a whole run must fit in a few gigabytes."""
 
 POINTS = 64
 """Widths of a group at which its curve is measured; straight lines lie between them."""
@@ -131,9 +134,8 @@ def foresee(
             total += _residual(offer, reader, found, order, coupling)
         return replace(offer, curve=Curve(order, np.minimum.accumulate(total), offer.units))
 
-    # Two factors of the largest kind at once are what a whole run must fit in.
     large = any(len(found.second) > LARGEST_SHARED for found in views.values())
-    return tuple(spread(better, offers, threads=1 if large else threads))
+    return tuple(spread(better, offers, threads=min(workers(threads), LARGE_AT_ONCE) if large else threads))
 
 
 def _chosen(offer: Offer, curve: Curve, seen: Sequence[tuple[Reader, View]], coupling: Coupling) -> Array:

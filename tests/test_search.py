@@ -9,7 +9,7 @@ import pytest
 
 from passes.plan import Point
 from passes.results import Evidence, OutputDrift
-from passes.search import AIM, Found, _Growth, _nearest, _Trials, _use
+from passes.search import AIM, LARGEST_STEP, RECOVERY, Found, _nearest, _Trials, _use
 from passes.settings import Settings
 
 LABELS = Path("labels.npy")
@@ -74,15 +74,36 @@ def test_nothing_within_the_budget_is_nothing() -> None:
     assert made.bracket(20) == (-1, 1)
 
 
-def test_growth_aims_below_the_budget_and_not_too_far() -> None:
-    growth = _Growth()
-    growth.learn(0.02, 0.5)
-    assert growth.aim(0.02) == pytest.approx(AIM * 0.02 / 0.5)
-    growth = _Growth()
-    growth.learn(0.02, -0.1)
-    assert growth.aim(0.02) == pytest.approx(0.08)
-    growth.learn(0.08, 400.0)
-    assert growth.aim(0.08) == pytest.approx(0.02)
+def test_the_aim_is_where_the_line_of_drops_meets_the_budget() -> None:
+    made = trials(DROP, (5, 0.10, 0.004))
+    assert made.aim() == pytest.approx(0.01 * AIM / 0.4)
+    made = trials(DROP, (5, 0.10, 0.004), (9, 0.15, 0.0135))
+    slope = (0.4 * 0.01 + 1.35 * 0.0225) / (0.01**2 + 0.0225**2)
+    assert made.aim() == pytest.approx(AIM / slope)
+
+
+def test_an_error_budget_is_aimed_at_exactly() -> None:
+    assert trials(ERROR, (5, 0.06, None)).aim() == pytest.approx(AIM * 0.1**2, rel=1e-9)
+
+
+def test_the_error_may_grow_faster_than_the_damage() -> None:
+    made = _Trials(ERROR)
+    for position, (damage, error) in enumerate(((0.001, 0.03), (0.002, 0.06))):
+        point = Point(widths={}, seconds=None, saved=0.0, damage=damage)
+        trial = Found(point=point, cuts=(), model=onnx.ModelProto(), evidence=evidence(error, None))
+        made.add(position, trial, _use(trial.evidence, ERROR))
+    assert made.aim() == pytest.approx(0.002 * (AIM * 0.1**2 / 0.06**2) ** (1 / 2))
+
+
+def test_a_look_counts_with_what_the_repair_leaves_of_its_error() -> None:
+    made = _Trials(DROP)
+    made.note(found(0.1, 0.008), 0.8)
+    assert made.aim() == pytest.approx(0.01 / RECOVERY)
+
+
+def test_the_aim_is_not_too_far_from_the_latest() -> None:
+    assert trials(DROP, (5, 0.1, -0.001)).aim() == pytest.approx(0.01 * LARGEST_STEP)
+    assert trials(DROP, (5, 0.1, 0.9)).aim() == pytest.approx(0.01 / LARGEST_STEP)
 
 
 def test_the_nearest_point_lies_strictly_inside() -> None:
