@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,8 @@ __all__ = ["Pricer", "Shape", "ShapeOf", "Structure", "price", "structures", "wo
 
 Shape = tuple[int, ...]
 ShapeOf = Callable[[str], Shape | None]
+_Form = tuple[object, ...]
+_Prices = dict[tuple[Shape | None, ...], Cost | None]
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
@@ -70,7 +72,10 @@ class Pricer:
     group changed costs a lookup for every kernel that the change does not touch.
     """
 
-    def __init__(self, structures: Sequence[Structure], backend: Backend) -> None:
+    def __init__(
+        self, structures: Sequence[Structure], backend: Backend, known: dict[_Form, _Prices] | None = None
+    ) -> None:
+        self._structures = tuple(structures)
         named = {structure.name: structure for structure in structures}
         if len(named) < len(structures):
             raise ValueError("expected nodes with unique names; name the nodes of the graph first")
@@ -85,7 +90,8 @@ class Pricer:
             tuple(dict.fromkeys(name for member in slot.members for name in member.tensors)) for slot in self._kernels
         )
         # Kernels that differ by names alone share what is known of their prices.
-        alike: dict[_Form, dict[tuple[Shape | None, ...], Cost | None]] = {}
+        alike: dict[_Form, _Prices] = {} if known is None else known
+        self._alike = alike
         self._known = tuple(
             alike.setdefault(_form(slot, tensors), {})
             for slot, tensors in zip(self._kernels, self._tensors, strict=True)
@@ -112,6 +118,23 @@ class Pricer:
     def touching(self, tensors: Container[str]) -> tuple[int, ...]:
         """Numbers of the kernels that read or write one of the tensors."""
         return tuple(i for i, names in enumerate(self._tensors) if any(name in tensors for name in names))
+
+    def without(self, nodes: Container[str]) -> Pricer:
+        """A pricer of the graph without some nodes, fused anew; what they wrote counts nothing where it was read."""
+        gone = {name for structure in self._structures if structure.name in nodes for name in structure.outputs}
+        rest = (
+            replace(s, operands=tuple("" if name in gone else name for name in s.operands))
+            if gone.intersection(s.operands)
+            else s
+            for s in self._structures
+            if s.name not in nodes
+        )
+        return Pricer(tuple(rest), self._backend, self._alike)
+
+    def differing(self, other: Pricer) -> tuple[int, ...]:
+        """Numbers of the kernels that another pricer, of a part of the same graph, does not have just so."""
+        theirs = set(other._kernels)
+        return tuple(number for number, slot in enumerate(self._kernels) if slot not in theirs)
 
     def partial(self, numbers: Iterable[int], shape_of: ShapeOf) -> Cost | None:
         """Modelled cost of some kernels alone: what a planner re-prices after one group changed."""
@@ -167,9 +190,6 @@ class _Slot:
     members: tuple[Structure, ...]
     layout: str
     blocked: bool
-
-
-_Form = tuple[object, ...]
 
 
 def _form(slot: _Slot, tensors: Sequence[str]) -> _Form:
