@@ -14,7 +14,8 @@ import onnx_graphsurgeon as gs
 
 from passes import rewrites
 from passes.annotated import rewritable
-from passes.axes import Index, kept
+from passes.axes import Index, kept, size
+from passes.branches import affine
 from passes.candidates import Offer
 from passes.coupling import Coupling
 from passes.errors import RewriteFailed
@@ -76,7 +77,7 @@ def rewrite(model: onnx.ModelProto, steps: Iterable[Step]) -> onnx.ModelProto:
 def shrink(bench: Bench, cuts: Sequence[Shrink], drops: Sequence[Drop] = ()) -> onnx.ModelProto:
     """Cut the groups and fold what was removed into their consumers, refitted tap by tap where that was measured.
 
-    Branches that go are left out last, with what the cuts left of their means.
+    Branches that go are left out last, what stands in their place being made for the channels that the cuts left.
 
     Raises:
         RewriteFailed: A branch is not what the drop says.
@@ -105,12 +106,15 @@ def _without_branches(
     by_name = {branch.name: branch for branch in bench.branches}
     for drop in drops:
         branch = by_name.get(drop.branch)
-        if branch is None or branch.nodes != drop.nodes:
+        if branch is None or branch.nodes != drop.nodes or drop.kind not in branch.kinds:
             raise RewriteFailed(f"expected a residual branch of these nodes at {drop.branch!r}; plan again")
         term = bench.coupling.terms[branch.tensor][branch.axis]
-        mean = bench.moments[branch.tensor, branch.axis].mean[kept(term, keep)].astype(np.float32)
-        behind = len(bench.coupling.shapes[branch.tensor]) - 1 - branch.axis
-        DROP.apply(graph, branch, mean.reshape(-1, *(1,) * behind))
+        moments, channels = bench.moments[branch.tensor, branch.axis], kept(term, keep)
+        if drop.kind == "mean":
+            DROP.apply(graph, branch, moments.mean[channels].astype(np.float32))
+        else:
+            matrix, offset = affine(moments, channels, size(term))
+            DROP.apply(graph, branch, offset.astype(np.float32), matrix.astype(np.float32))
     return to_model(graph, cut)
 
 

@@ -1,7 +1,7 @@
 """Residual branches: what an addition adds to a value that goes on unchanged, and which nodes serve it alone.
 
 A graph and its coupling come in; `Branch`es and refusals go out. A branch can be left out where the addition adds
-the branch's mean instead (`passes.rewrites.drop_branch`). Looks, never cuts.
+the branch's mean instead, or an affine map of what goes on (`passes.rewrites.drop_branch`). Looks, never cuts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,23 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes.axes import size
+from passes.axes import Index, size
 from passes.coupling import Coupling
 from passes.graphs import Surroundings, is_standard, read, type_name
 from passes.linear import UnitAxis, describe
-from passes.records import Branch, Refusal
-from passes.statistics import LARGEST_AXIS, Tap
+from passes.records import Branch, Floats, Refusal
+from passes.shapes import Shape
+from passes.statistics import LARGEST_AXIS, Moments, Tap
+from passes.structure import Structure
+
+LARGEST_MAP = 768
+"""Channels up to which a branch may become a map of what goes on: the moments of both are kept for every branch."""
+
+RIDGE = 1e-4
+"""Pull of that map towards none, relative to the mean variance of what goes on."""
+
+MAP = ".map"
+"""Behind the name of the addition: the node that writes what a map adds."""
 
 _OTHER_PRECISIONS = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE})
 
@@ -45,10 +56,74 @@ def find(graph: gs.Graph, coupling: Coupling) -> tuple[tuple[Branch, ...], tuple
 
 
 def taps(branches: Sequence[Branch], coupling: Coupling) -> tuple[Tap, ...]:
-    """What statistics must measure to know the branches' means."""
+    """What statistics must measure to know the branches' means, and how they follow what goes on."""
     return tuple(
-        Tap(tensor=b.tensor, axis=b.axis, units=UnitAxis(1, coupling.terms[b.tensor][b.axis], 1)) for b in branches
+        Tap(
+            tensor=b.tensor,
+            axis=b.axis,
+            units=UnitAxis(1, coupling.terms[b.tensor][b.axis], 1),
+            beside=b.stays if "map" in b.kinds else "",
+        )
+        for b in branches
     )
+
+
+def affine(moments: Moments, channels: Index, units: int) -> tuple[Floats, Floats]:
+    """The best affine map from the kept channels of what goes on to those of the branch.
+
+    Args:
+        moments: Of a branch with `units` channels and what goes on beside it.
+        channels: That stay, of both.
+        units: Before any cut.
+
+    Returns:
+        Matrix, shape (kept, kept), and offset, (kept,): branch = matrix @ stream + offset in least squares, drawn
+        towards the mean by a ridge.
+    """
+    covariance, stream = moments.covariance, channels + units
+    inner = covariance[np.ix_(stream, stream)]
+    inner[np.diag_indices_from(inner)] += RIDGE * max(float(np.trace(inner)) / len(inner), 1e-30)
+    matrix = np.linalg.solve(inner, covariance[np.ix_(stream, channels)]).T.astype(np.float64)
+    return matrix, moments.mean[channels] - matrix @ moments.mean[stream]
+
+
+def structures_of(branch: Branch) -> tuple[Structure, ...]:
+    """What stands in the place of a branch that becomes a map, for pricing: a 1x1 convolution, or a product and a sum.
+
+    Its constants are named as `shapes_of` names them.
+    """
+    matrix, offset, product = _names(branch)
+    constants, last = frozenset({matrix, offset}), branch.name + MAP
+
+    def made(name: str, kind: str, operands: tuple[str, ...], output: str) -> Structure:
+        bytes_each = (4,) * (len(operands) + 1)
+        return Structure(
+            name=name, op_type=kind, operands=operands, constants=constants, outputs=(output,), element_bytes=bytes_each
+        )
+
+    if is_channelled(branch):
+        return (made(last, "Conv", (branch.stays, matrix, offset), branch.tensor),)
+    return (
+        made(product, "MatMul", (branch.stays, matrix), product),
+        made(last, "Add", (product, offset), branch.tensor),
+    )
+
+
+def shapes_of(branch: Branch, shape: Shape) -> dict[str, Shape]:
+    """Shapes of the tensors of `structures_of` alone when the branch's own is `shape`."""
+    matrix, offset, product = _names(branch)
+    channels = shape[branch.axis]
+    taps = (1,) * (branch.rank - 2) if is_channelled(branch) else ()
+    return {matrix: (channels, channels, *taps), offset: (channels,), product: shape}
+
+
+def is_channelled(branch: Branch) -> bool:
+    """Whether the channels stand where a convolution has them; last otherwise."""
+    return branch.axis == 1 and branch.rank > 2
+
+
+def _names(branch: Branch) -> tuple[str, str, str]:
+    return f"{branch.name}.matrix", f"{branch.name}.offset", f"{branch.name}.product"
 
 
 def _examine(graph: gs.Graph, around: Surroundings, coupling: Coupling, position: int) -> Branch | str | None:
@@ -80,11 +155,16 @@ def _examine(graph: gs.Graph, around: Surroundings, coupling: Coupling, position
     if shapes[0][axis] > LARGEST_AXIS:
         return f"its branch has {shapes[0][axis]} channels, more than the {LARGEST_AXIS} measured"
     names = frozenset(inner.name for inner in nodes)
+    rank = len(shapes[0])
+    mapped = stays.inputs and shapes[0][axis] <= LARGEST_MAP and (axis == rank - 1 or axis == 1)
     return Branch(
         name=node.name,
         tensor=branch.name,
+        stays=stays.name,
         slot=slot,
         axis=axis,
+        rank=rank,
+        kinds=("map", "mean") if mapped else ("mean",),
         nodes=tuple(inner.name for inner in nodes),
         groups=tuple(group.name for group in coupling.groups if {site.node for site in group.sites} <= names),
     )

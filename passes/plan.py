@@ -6,15 +6,16 @@ damage. Decides, never cuts: no graph is held here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from passes.axes import atoms
+from passes.branches import shapes_of, structures_of
 from passes.candidates import Offer, widths
 from passes.coupling import Coupling
-from passes.records import Branch, Drop, Shrink
-from passes.workload import Pricer, ShapeOf
+from passes.records import Branch, Drop, Shrink, Substitute
+from passes.workload import Pricer, Shape, ShapeOf
 
 WORTH = 1e-3
 """Share of the modelled time below which a move is not offered to the user: it would be smaller but not faster."""
@@ -35,14 +36,14 @@ class Point:
         seconds: Modelled on the target; None when the target cannot price the whole graph.
         saved: Seconds saved against the uncut graph, from the kernels that change.
         damage: Predicted share of the output's variance that is disturbed.
-        drops: Residual branches that are left out, sorted.
+        drops: Residual branch -> what stands in its place, only branches that are left out.
     """
 
     widths: Mapping[str, int]
     seconds: float | None
     saved: float
     damage: float
-    drops: tuple[str, ...] = ()
+    drops: Mapping[str, Substitute] = field(default_factory=dict)
 
 
 class Market:
@@ -57,15 +58,15 @@ class Market:
         self._tensors = {name: _tensors(coupling, key) for name, key in self._keys.items()}
         self._kernels = {name: pricer.touching(tensors) for name, tensors in self._tensors.items()}
         self._branches = {branch.name: branch for branch in branches}
-        self._dropped: dict[str, _Dropped] = {}
+        self._dropped: dict[tuple[str, Substitute], _Dropped] = {}
+        self._made = {name: branch for branch in branches for name in shapes_of(branch, (0,) * branch.rank)}
 
-    def without(self, drops: Iterable[str]) -> Market:
+    def without(self, drops: Mapping[str, Substitute]) -> Market:
         """The market of the graph without some branches."""
-        gone = frozenset(node for name in drops for node in self._branches[name].nodes)
-        if not gone:
+        if not drops:
             return self
         made = copy(self)
-        made._pricer = self._pricer.without(gone)
+        made._pricer = self._rest(drops)
         made._kernels = {group: made._pricer.touching(tensors) for group, tensors in self._tensors.items()}
         made._dropped = {}
         return made
@@ -74,7 +75,8 @@ class Market:
         """Groups, and branches asked for before, that share a kernel with this group: a cut changes their savings."""
         mine = set(self._kernels[name])
         groups = {other for other, kernels in self._kernels.items() if mine.intersection(kernels)}
-        return frozenset(groups | {other for other, found in self._dropped.items() if mine.intersection(found.before)})
+        branches = {other for (other, _), found in self._dropped.items() if mine.intersection(found.before)}
+        return frozenset(groups | branches)
 
     def seconds(self, widths: Mapping[str, int]) -> float | None:
         """Modelled time of the whole graph at these widths."""
@@ -87,9 +89,13 @@ class Market:
         then = self._pricer.partial(numbers, self._shape_of({**widths, name: width}))
         return 0.0 if now is None or then is None else now.seconds - then.seconds
 
-    def dropping(self, widths: Mapping[str, int], name: str) -> float:
+    def dropping(self, widths: Mapping[str, int], name: str, kind: Substitute) -> float:
         """Seconds saved by leaving one more branch out; 0 where the kernels that change cannot be priced."""
-        found = self._drop(name)
+        if (name, kind) not in self._dropped:
+            rest = self._rest({name: kind})
+            before, after = self._pricer.differing(rest), rest.differing(self._pricer)
+            self._dropped[name, kind] = _Dropped(pricer=rest, before=before, after=after)
+        found = self._dropped[name, kind]
         now = self._pricer.partial(found.before, self._shape_of(widths))
         then = found.pricer.partial(found.after, self._shape_of(widths))
         return 0.0 if now is None or then is None else now.seconds - then.seconds
@@ -101,14 +107,23 @@ class Market:
 
     def _shape_of(self, widths: Mapping[str, int]) -> ShapeOf:
         sizes = {self._keys[name]: width for name, width in widths.items()}
-        return lambda tensor: self._coupling.shape(tensor, sizes)
 
-    def _drop(self, name: str) -> _Dropped:
-        if name not in self._dropped:
-            rest = self._pricer.without(frozenset(self._branches[name].nodes))
-            before, after = self._pricer.differing(rest), rest.differing(self._pricer)
-            self._dropped[name] = _Dropped(pricer=rest, before=before, after=after)
-        return self._dropped[name]
+        def shape_of(tensor: str) -> Shape | None:
+            branch = self._made.get(tensor)
+            if branch is None:
+                return self._coupling.shape(tensor, sizes)
+            whole = self._coupling.shape(branch.tensor, sizes)
+            return None if whole is None else shapes_of(branch, whole)[tensor]
+
+        return shape_of
+
+    def _rest(self, drops: Mapping[str, Substitute]) -> Pricer:
+        """Without some branches, whether they are there as they were or as maps."""
+        nodes = {node for name in drops for node in self._branches[name].nodes}
+        touched = (branch for name, branch in self._branches.items() if name in drops or name in nodes)
+        maps = {branch.name: structures_of(branch) for branch in touched}
+        gone = nodes | {structure.name for made in maps.values() for structure in made}
+        return self._pricer.without(gone, {name: maps[name] for name, kind in drops.items() if kind == "map"})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -129,12 +144,17 @@ def _tensors(coupling: Coupling, key: int) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """One more edit; the width is None where a branch goes."""
+    """One more edit: of a group to a width, or of a branch to what stands in its place."""
 
     ratio: float
-    width: int | None
+    to: int | Substitute
     damage: float
     saving: float
+
+
+def effect(branch: str, kind: Substitute) -> str:
+    """The name under which the sensitivities hold the damage of leaving a branch out."""
+    return f"{branch} -> {kind}"
 
 
 def walk(
@@ -151,7 +171,7 @@ def walk(
 
     Args:
         offers: One a group.
-        sensitivity: Group name -> output damage per unit of the offer's error; branch name -> damage of leaving it out.
+        sensitivity: Group name -> output damage per unit of the offer's error; `effect` -> damage of leaving out.
         market: Prices on the target.
         step: The target's channel step.
         worth: Share of the whole modelled time that a move must save at least; smaller is not faster. With it, a way
@@ -167,9 +187,10 @@ def walk(
     inside = {branch.name: _inside(branch, branches) for branch in branches}
     whole = market.seconds({})
     least = 0.0 if whole is None else worth * whole
+    root = market
     widths_now: dict[str, int] = {}
     spent: dict[str, float] = {}
-    drops: set[str] = set()
+    drops: dict[str, Substitute] = {}
     closed: set[str] = set()
 
     def ask(name: str) -> _Move | None:
@@ -177,11 +198,14 @@ def walk(
             return None
         if name in by_name:
             return _best(by_name[name], sensitivity[name], widths_now, market, step, least)
-        saving = market.dropping(widths_now, name)
-        if saving <= 0 or saving < least:
-            return None
-        damage = max(sensitivity[name] - sum(spent.get(inner, 0.0) for inner in inside[name]), 0.0)
-        return _Move(damage / saving, None, damage, saving)
+        before = sum(spent.get(inner, 0.0) for inner in (name, *inside[name]))
+        found = []
+        for kind in by_branch[name].kinds if name not in drops else ("mean",):
+            saving = market.dropping(widths_now, name, kind)
+            if saving > 0 and saving >= least:
+                damage = max(sensitivity[effect(name, kind)] - before, 0.0)
+                found.append(_Move(damage / saving, kind, damage, saving))
+        return min(found, key=lambda move: (move.ratio, -move.saving), default=None)
 
     points = [Point(widths={}, seconds=whole, saved=0.0, damage=0.0)]
     moves = {name: ask(name) for name in (*by_name, *by_branch)}
@@ -194,19 +218,22 @@ def walk(
             return tuple(points) if pays else (points[0],)
         damage, saved = damage + move.damage, saved + move.saving
         spent[name] = spent.get(name, 0.0) + move.damage
-        if move.width is not None:
-            widths_now[name] = move.width
+        if isinstance(move.to, int):
+            widths_now[name] = move.to
             affected = market.neighbours(name)
         else:
-            market = market.without((name,))
-            spent[name] += sum(spent.pop(inner, 0.0) for inner in inside[name])
-            widths_now = {group: width for group, width in widths_now.items() if group not in inside[name]}
-            drops = (drops - inside[name]) | {name}
-            closed |= inside[name] | {name}
+            gone = inside[name]
+            spent[name] += sum(spent.pop(inner, 0.0) for inner in gone)
+            widths_now = {group: width for group, width in widths_now.items() if group not in gone}
+            drops = {**{other: kind for other, kind in drops.items() if other not in gone}, name: move.to}
+            closed |= gone | ({name} if move.to == "mean" else set())
+            market = root.without(drops)
             affected = frozenset(moves)
         seconds = None if whole is None else whole - saved
         points.append(
-            Point(widths=dict(widths_now), seconds=seconds, saved=saved, damage=damage, drops=tuple(sorted(drops)))
+            Point(
+                widths=dict(widths_now), seconds=seconds, saved=saved, damage=damage, drops=dict(sorted(drops.items()))
+            )
         )
         for other in sorted(affected & moves.keys()):
             moves[other] = ask(other)
@@ -266,9 +293,12 @@ def drops(
     return tuple(
         Drop(
             branch=branch.name,
+            kind=point.drops[branch.name],
             nodes=branch.nodes,
-            predicted_error=sensitivity[branch.name],
-            seconds_saved=market.without(set(point.drops) - {branch.name}).dropping(point.widths, branch.name),
+            predicted_error=sensitivity[effect(branch.name, point.drops[branch.name])],
+            seconds_saved=market.without(
+                {other: kind for other, kind in point.drops.items() if other != branch.name}
+            ).dropping(point.widths, branch.name, point.drops[branch.name]),
         )
         for branch in sorted(branches, key=lambda branch: branch.name)
         if branch.name in point.drops

@@ -99,8 +99,10 @@ def sensitivities(bench: apply.Bench, judge: Judge, step: int, tick: Callable[[i
         result[name] = max(measured / residual, LEAST_DAMAGE) if residual > 0 else 1.0
         tick(1)
     for branch in bench.branches:
-        drop = Drop(branch=branch.name, nodes=branch.nodes, predicted_error=0.0)
-        result[branch.name] = max(judge.evidence(apply.shrink(bench, (), (drop,))).worst ** 2, LEAST_DAMAGE)
+        for kind in branch.kinds:
+            drop = Drop(branch=branch.name, kind=kind, nodes=branch.nodes, predicted_error=0.0)
+            measured = judge.evidence(apply.shrink(bench, (), (drop,))).worst ** 2
+            result[plan.effect(branch.name, kind)] = max(measured, LEAST_DAMAGE)
         tick(1)
     return result
 

@@ -22,11 +22,12 @@ LARGEST_AXIS = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
-    """A tensor axis to measure."""
+    """A tensor axis to measure; `beside` names a second tensor, whose units are measured behind the first one's."""
 
     tensor: str
     axis: int
     units: UnitAxis
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -67,7 +68,8 @@ def collect(
 ) -> tuple[dict[tuple[str, int], Moments], dict[str, float]]:
     """Moments of every tap, and the variance per position, summed over the given axis, of every tensor in `scales`."""
     taps = tuple({(tap.tensor, tap.axis): tap for tap in taps}.values())
-    names = tuple(dict.fromkeys((*(tap.tensor for tap in taps), *scales)))
+    both = (name for tap in taps for name in (tap.tensor, tap.beside) if name)
+    names = tuple(dict.fromkeys((*both, *scales)))
     inputs = {value.name for value in model.graph.input}
     session = runtime.session(model, threads=threads, extra_outputs=[name for name in names if name not in inputs])
     sums = {(tap.tensor, tap.axis): _Sum() for tap in taps}
@@ -78,7 +80,8 @@ def collect(
     for values in runtime.run_batches(session, feeds, batch):
         for tap in taps:
             if tap.tensor not in inputs:
-                sums[tap.tensor, tap.axis].add(observations(values[tap.tensor], tap.axis, tap.units))
+                rows = [observations(values[name], tap.axis, tap.units) for name in (tap.tensor, tap.beside) if name]
+                sums[tap.tensor, tap.axis].add(np.concatenate(rows, axis=1) if tap.beside else rows[0])
         for name, axis in scales.items():
             spread[name].add(values[name], axis)
     return {key: total.moments() for key, total in sums.items()}, {n: s.variance() for n, s in spread.items()}

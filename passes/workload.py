@@ -7,7 +7,7 @@ that was never made. None means "cannot be priced" and is never zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,17 +119,25 @@ class Pricer:
         """Numbers of the kernels that read or write one of the tensors."""
         return tuple(i for i, names in enumerate(self._tensors) if any(name in tensors for name in names))
 
-    def without(self, nodes: Container[str]) -> Pricer:
-        """A pricer of the graph without some nodes, fused anew; what they wrote counts nothing where it was read."""
+    def without(self, nodes: Container[str], instead: Mapping[str, Sequence[Structure]] = {}) -> Pricer:
+        """A pricer of the graph without some nodes, fused anew.
+
+        Args:
+            nodes: Names of what goes; what they wrote counts nothing where it was read and is not written otherwise.
+            instead: Node -> what is put in front of it.
+        """
         gone = {name for structure in self._structures if structure.name in nodes for name in structure.outputs}
-        rest = (
-            replace(s, operands=tuple("" if name in gone else name for name in s.operands))
-            if gone.intersection(s.operands)
-            else s
-            for s in self._structures
-            if s.name not in nodes
-        )
-        return Pricer(tuple(rest), self._backend, self._alike)
+        gone -= {name for made in instead.values() for structure in made for name in structure.outputs}
+        rest: list[Structure] = []
+        for structure in self._structures:
+            if structure.name in nodes:
+                continue
+            rest.extend(instead.get(structure.name, ()))
+            if gone.intersection(structure.operands):
+                read = tuple("" if name in gone else name for name in structure.operands)
+                structure = replace(structure, operands=read)
+            rest.append(structure)
+        return Pricer(rest, self._backend, self._alike)
 
     def differing(self, other: Pricer) -> tuple[int, ...]:
         """Numbers of the kernels that another pricer, of a part of the same graph, does not have just so."""

@@ -42,7 +42,9 @@ def test_attention_and_mlp_behind_their_normalisations_are_branches() -> None:
     assert mlp.groups == ("n_up1",)
 
 
-def body(lines: str, outputs: str = "float[N,8,4,4] y", inputs: str = "float[N,8,4,4] x", **weights: object) -> onnx.ModelProto:
+def body(
+    lines: str, outputs: str = "float[N,8,4,4] y", inputs: str = "float[N,8,4,4] x", **weights: object
+) -> onnx.ModelProto:
     given = {"w": (8, 8, 1, 1), "v": (8, 8, 1, 1)} | weights
     used = {name: value for name, value in given.items() if f"{name})" in lines or f"{name}," in lines}
     return build(f"g ({inputs}) => ({outputs}) {{ {lines} }}", used)  # type: ignore[arg-type]

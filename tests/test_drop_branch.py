@@ -8,21 +8,21 @@ import pytest
 from cutting import feeds_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from residual import bench_of, convolutional, inputs_of, transformer
 from rewriting import build, run
 
 from passes import apply, runtime
 from passes.errors import RewriteFailed
 from passes.graph_io import to_graph, to_model
-from passes.records import Branch, Drop, Shrink
+from passes.records import Branch, Drop, Shrink, Substitute
 from passes.rewrites.drop_branch import REWRITE
 from passes.validate import Judge
 
 
-def drop(bench: apply.Bench, name: str) -> Drop:
+def drop(bench: apply.Bench, name: str, kind: Substitute = "mean") -> Drop:
     branch = next(branch for branch in bench.branches if branch.name == name)
-    return Drop(branch=name, nodes=branch.nodes, predicted_error=0.0)
+    return Drop(branch=name, kind=kind, nodes=branch.nodes, predicted_error=0.0)
 
 
 def oracle(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
@@ -168,8 +168,8 @@ def test_a_branch_with_a_subgraph_goes_as_a_whole_or_not_at_all() -> None:
         {"w": (8, 8, 1, 1), "v": (8, 8, 1, 1)},
     )
     graph = to_graph(model)
-    branch = Branch(name="n_y", tensor="d", slot=1, axis=1, nodes=("n_c", "n_d"), groups=())
-    REWRITE.apply(graph, branch, np.zeros((8, 1, 1), np.float32))
+    branch = Branch(name="n_y", tensor="d", stays="s", slot=1, axis=1, rank=4, nodes=("n_c", "n_d"), groups=())
+    REWRITE.apply(graph, branch, np.zeros(8, np.float32))
     after = to_model(graph, model)
     onnx.checker.check_model(after, full_check=True)
     feeds = {"x": np.ones((2, 8, 4, 4), np.float32), "flag": np.array(True)}
@@ -181,14 +181,108 @@ def test_what_does_not_fit_is_refused() -> None:
     model = convolutional()
     bench = bench_of(model)
     with pytest.raises(RewriteFailed, match="expected a residual branch of these nodes at 'n_s2'"):
-        apply.shrink(bench, (), (Drop(branch="n_s2", nodes=("n_a2",), predicted_error=0.0),))
+        apply.shrink(bench, (), (Drop(branch="n_s2", kind="mean", nodes=("n_a2",), predicted_error=0.0),))
     with pytest.raises(RewriteFailed, match="at 'n_r2'"):
-        apply.shrink(bench, (), (Drop(branch="n_r2", nodes=(), predicted_error=0.0),))
+        apply.shrink(bench, (), (Drop(branch="n_r2", kind="mean", nodes=(), predicted_error=0.0),))
     (first, *_) = bench.branches
-    mean = np.zeros((16, 1, 1), np.float32)
-    wrong = Branch(name="n_s1", tensor="a1", slot=0, axis=1, nodes=first.nodes, groups=())
+    mean = np.zeros(16, np.float32)
+    wrong = Branch(name="n_s1", tensor="a1", stays="r0", slot=0, axis=1, rank=4, nodes=first.nodes, groups=())
     with pytest.raises(RewriteFailed, match="expected that 'n_s1' adds 'a1'; it does not"):
         REWRITE.apply(to_graph(model), wrong, mean)
-    more = Branch(name="n_s1", tensor="c1", slot=0, axis=1, nodes=("n_s0", *first.nodes), groups=())
+    more = Branch(name="n_s1", tensor="c1", stays="r0", slot=0, axis=1, rank=4, nodes=("n_s0", *first.nodes), groups=())
     with pytest.raises(RewriteFailed, match="expected that the nodes n_s0 serve 'n_s1' alone"):
         REWRITE.apply(to_graph(model), more, mean)
+
+
+def mapped_by_hand(model: onnx.ModelProto, name: str, tensor: str, stays: str) -> onnx.ModelProto:
+    """The branch overwritten by a least-squares map of what goes on, found here by numpy on the raw values."""
+    session = runtime.session(model, threads=1, extra_outputs=[tensor, stays])
+    values = dict(
+        zip([o.name for o in session.get_outputs()], session.run(None, dict(inputs_of(model).feeds)), strict=True)
+    )
+    last = values[tensor].ndim == 3
+    rows = {t: (values[t] if last else np.moveaxis(values[t], 1, -1)).reshape(-1, 16) for t in (tensor, stays)}
+    design = np.concatenate([rows[stays], np.ones((len(rows[stays]), 1))], axis=1).astype(np.float64)
+    solved = np.linalg.lstsq(design, rows[tensor].astype(np.float64), rcond=1e-5)[0].astype(np.float32)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    weight = solved[:16] if last else np.ascontiguousarray(solved[:16].T)[:, :, None, None]
+    stored = {"W": weight, "c": solved[16] if last else solved[16][:, None, None]}
+    result.graph.initializer.extend(numpy_helper.from_array(value, key) for key, value in stored.items())
+    position = next(number for number, node in enumerate(result.graph.node) if node.name == name)
+    nodes = list(result.graph.node)
+    product = helper.make_node("MatMul" if last else "Conv", [stays, "W"], ["by_hand"])
+    nodes[position].input[list(nodes[position].input).index(tensor)] = "shifted"
+    del result.graph.node[:]
+    shift = helper.make_node("Add", ["by_hand", "c"], ["shifted"])
+    result.graph.node.extend([*nodes[:position], product, shift, *nodes[position:]])
+    return result
+
+
+MAPPED = [
+    (convolutional(), "n_s2", "c2", "r1"),
+    (transformer(), "n_m1", "attended1", "t0"),
+    (transformer(), "n_t2", "downb2", "m2"),
+]
+
+
+@pytest.mark.parametrize(("model", "name", "tensor", "stays"), MAPPED)
+def test_a_map_is_the_least_squares_one(model: onnx.ModelProto, name: str, tensor: str, stays: str) -> None:
+    bench = bench_of(model)
+    one = drop(bench, name, "map")
+    after = apply.shrink(bench, (), (one,))
+    onnx.checker.check_model(after, full_check=True)
+    names = [node.name for node in after.graph.node]
+    assert not set(names) & set(one.nodes) and f"{name}.map" in names
+    by_hand = mapped_by_hand(model, name, tensor, stays)
+    feeds = feeds_of(model, 8, seed=50)
+    for original, a, b in zip(run(model, feeds), run(after, feeds), run(by_hand, feeds), strict=True):
+        # The ridge is small.
+        assert np.linalg.norm(a - b) <= 0.03 * np.linalg.norm(original - b)
+
+
+@pytest.mark.parametrize(("model", "name", "tensor", "stays"), MAPPED)
+def test_a_map_disturbs_less_than_the_mean(model: onnx.ModelProto, name: str, tensor: str, stays: str) -> None:
+    bench = bench_of(model, 192)
+    judge = Judge(model, inputs_of(model, 64, seed=78), threads=1, batch=32)
+    worst = {k: judge.evidence(apply.shrink(bench, (), (drop(bench, name, k),))).worst for k in ("map", "mean")}  # type: ignore[arg-type]
+    assert worst["map"] < worst["mean"]
+
+
+def test_a_linear_branch_is_its_own_map() -> None:
+    """A branch that is affine is found again: nothing is lost."""
+    model = build(
+        """g (float[N,8,4,4] x) => (float[N,8,4,4] y) {
+            s = Relu (x) a = Conv (s, w, b) c = Conv (a, v) t = Add (c, s) y = Relu (t)
+        }""",
+        {"w": (12, 8, 1, 1), "b": (12,), "v": (8, 12, 1, 1)},
+    )
+    bench = bench_of(model)
+    after = apply.shrink(bench, (), (drop(bench, "n_t", "map"),))
+    judge = Judge(model, inputs_of(model, 16, seed=9), threads=1, batch=16)
+    assert judge.evidence(after).worst < 5e-3
+
+
+def test_a_map_is_fitted_to_the_channels_that_stay() -> None:
+    """Cut with the stream, and no worse than the map of all channels cut to them."""
+    model = convolutional(channels=16, inner=8)
+    bench = bench_of(model)
+    offers = {offer.candidate.group.name: offer for offer in bench.offers}
+    (stream,) = [name for name, offer in offers.items() if len(offer.candidate.group.nodes("consumes")) > 2]
+    cut = Shrink(group=stream, units=16, keep=offers[stream].keep(12), predicted_error=0.0)
+    both = apply.shrink(bench, (cut,), (drop(bench, "n_s2", "map"),))
+    onnx.checker.check_model(both, full_check=True)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in both.graph.initializer}
+    assert shapes["n_s2.matrix"] == (12, 12, 1, 1) and shapes["n_s2.offset"] == (12,)
+    mended = apply.mend(bench, both, (cut,))
+    judge = Judge(model, inputs_of(model, 64, seed=78), threads=1, batch=32)
+    mean = apply.mend(bench, apply.shrink(bench, (cut,), (drop(bench, "n_s2"),)), (cut,))
+    assert judge.evidence(mended).worst < judge.evidence(mean).worst
+
+
+def test_what_goes_on_from_the_input_of_the_model_gives_no_map() -> None:
+    model = build("g (float[N,8,4,4] x) => (float[N,8,4,4] y) { a = Conv (x, w) y = Add (x, a) }", {"w": (8, 8, 1, 1)})
+    bench = bench_of(model)
+    assert bench.branches[0].kinds == ("mean",)
+    with pytest.raises(RewriteFailed, match="at 'n_y'"):
+        apply.shrink(bench, (), (drop(bench, "n_y", "map"),))

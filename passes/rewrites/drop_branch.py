@@ -1,15 +1,17 @@
-"""A residual branch goes, and its addition adds the mean that the branch had: lossy, the other edit of a plan.
+"""A residual branch goes, and its addition adds something cheap instead: lossy, the other edit of a plan.
 
-The best constant in place of a branch is its mean, channel by channel (DESIGN 4); repair behind it takes up what can
-be taken up. What nobody reads any more goes with it.
+The best constant in the place of a branch is its mean, channel by channel; the best linear operator is an affine map
+of what goes on past it. Repair takes up the rest where it can. What nobody reads any more goes with the branch.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
+from passes.branches import MAP, is_channelled
 from passes.errors import RewriteFailed
-from passes.graphs import is_standard, read, remove, set_input
+from passes.graphs import fresh_node, is_standard, read, remove, set_input
 from passes.records import Array, Branch, Refusal, Step
 from passes.sizes import Names
 
@@ -24,13 +26,14 @@ class DropBranch:
         """Nothing without statistics and a cost model; `passes.branches` finds what there is."""
         return ()
 
-    def apply(self, graph: gs.Graph, branch: Branch, mean: Array) -> None:
+    def apply(self, graph: gs.Graph, branch: Branch, offset: Array, matrix: Array | None = None) -> None:
         """Leave a branch out, in place; the graph is a private copy.
 
         Args:
             graph: Its nodes are in topological order, as they stay.
             branch: Found in this graph, or in it before its groups were cut.
-            mean: What is added instead, of a shape that broadcasts to the sum.
+            offset: What is added instead, a value a channel, (channels,).
+            matrix: With it the addition adds `matrix @ x + offset` of what goes on, (channels, channels).
 
         Raises:
             RewriteFailed: The addition is another one, or nodes of the branch serve something else too.
@@ -39,7 +42,12 @@ class DropBranch:
         addition = around.find(branch.name)
         if not is_standard(addition, "Add") or addition.inputs[branch.slot].name != branch.tensor:
             raise RewriteFailed(f"expected that {branch.name!r} adds {branch.tensor!r}; it does not; plan again")
-        set_input(addition, branch.slot, Names(graph).constant(f"{branch.name}.mean", mean))
+        names = Names(graph)
+        if matrix is None:
+            value = offset.reshape(-1, *(1,) * (branch.rank - 1 - branch.axis))
+            set_input(addition, branch.slot, names.constant(f"{branch.name}.mean", value))
+        else:
+            _map(graph, addition, branch, offset, matrix, names)
         pinned = around.outputs | around.captured
         for node in list(reversed(graph.nodes)):
             if not any(tensor.outputs or tensor.name in pinned for tensor in node.outputs):
@@ -48,6 +56,28 @@ class DropBranch:
         if left:
             kept = ", ".join(sorted(left))
             raise RewriteFailed(f"expected that the nodes {kept} serve {branch.name!r} alone; they do not; plan again")
+
+
+def _map(graph: gs.Graph, addition: gs.Node, branch: Branch, offset: Array, matrix: Array, names: Names) -> None:
+    """Put an affine map of what goes on in front of the addition."""
+    stream = addition.inputs[1 - branch.slot]
+    mapped = gs.Variable(names.free(f"{branch.name}.mapped"), np.float32)
+    bias = names.constant(f"{branch.name}.offset", offset)
+    name = fresh_node(graph, branch.name + MAP)
+    made: list[gs.Node]
+    if is_channelled(branch):
+        weight = names.constant(f"{branch.name}.matrix", matrix.reshape(*matrix.shape, *(1,) * (branch.rank - 2)))
+        made = [gs.Node("Conv", name, inputs=[stream, weight, bias], outputs=[mapped])]
+    else:
+        weight = names.constant(f"{branch.name}.matrix", matrix.T)
+        product = gs.Variable(names.free(f"{branch.name}.product"), np.float32)
+        made = [
+            gs.Node("MatMul", fresh_node(graph, f"{branch.name}.product"), inputs=[stream, weight], outputs=[product]),
+            gs.Node("Add", name, inputs=[product, bias], outputs=[mapped]),
+        ]
+    set_input(addition, branch.slot, mapped)
+    position = next(index for index, node in enumerate(graph.nodes) if node is addition)
+    graph.nodes[position:position] = made
 
 
 REWRITE = DropBranch()
