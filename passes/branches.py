@@ -42,8 +42,9 @@ def find(graph: gs.Graph, coupling: Coupling) -> tuple[tuple[Branch, ...], tuple
     around = read(graph)
     branches: list[Branch] = []
     refusals: list[Refusal] = []
-    for position, node in enumerate(graph.nodes):
-        if around.nodes.get(node.name) is not node or not is_standard(node, "Add") or len(node.inputs) != 2:
+    nodes: list[gs.Node] = list(graph.nodes)
+    for position, node in enumerate(nodes):
+        if id(around.nodes.get(node.name)) != id(node) or not is_standard(node, "Add") or len(node.inputs) != 2:
             continue
         if any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
             continue
