@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from backends import Backend, Cost, Demand, Kernel, Matrix, Window, Workload
-from passes.structure import Structure, structures
+from passes.structure import Structure, structures, without
 
 __all__ = ["Pricer", "Shape", "ShapeOf", "Structure", "price", "structures", "workload"]
 
@@ -119,25 +119,9 @@ class Pricer:
         """Numbers of the kernels that read or write one of the tensors."""
         return tuple(i for i, names in enumerate(self._tensors) if any(name in tensors for name in names))
 
-    def without(self, nodes: Container[str], instead: Mapping[str, Sequence[Structure]] = {}) -> Pricer:
-        """A pricer of the graph without some nodes, fused anew.
-
-        Args:
-            nodes: Names of what goes; what they wrote counts nothing where it was read and is not written otherwise.
-            instead: Node -> what is put in front of it.
-        """
-        gone = {name for structure in self._structures if structure.name in nodes for name in structure.outputs}
-        gone -= {name for made in instead.values() for structure in made for name in structure.outputs}
-        rest: list[Structure] = []
-        for structure in self._structures:
-            if structure.name in nodes:
-                continue
-            rest.extend(instead.get(structure.name, ()))
-            if gone.intersection(structure.operands):
-                read = tuple("" if name in gone else name for name in structure.operands)
-                structure = replace(structure, operands=read)
-            rest.append(structure)
-        return Pricer(rest, self._backend, self._alike)
+    def without(self, nodes: Container[str], instead: Mapping[str, Sequence[Structure]]) -> Pricer:
+        """A pricer of the graph without some nodes, with others put in front of nodes that stay; fused anew."""
+        return Pricer(without(self._structures, nodes, instead), self._backend, self._alike)
 
     def differing(self, other: Pricer) -> tuple[int, ...]:
         """Numbers of the kernels that another pricer, of a part of the same graph, does not have just so."""
