@@ -52,10 +52,7 @@ def _groups(outcome: Outcome, settings: Settings) -> Table:
     for group in outcome.groups:
         if group.name in cuts:
             cut = cuts[group.name]
-            saved = (
-                "not priced" if cut.seconds_saved is None else f"saves {readable.duration(cut.seconds_saved)} modelled"
-            )
-            why = f"cut, {saved}, predicted error {readable.error(cut.predicted_error)}"
+            why = f"cut, {_saves(cut.seconds_saved)}, predicted error {readable.error(cut.predicted_error)}"
             made.add_row(cell(group.name), str(cut.units), str(len(cut.keep)), cell(why))
     whole = (
         (group.name, (str(group.units), _why_whole(group, reasons, gone, settings)))
@@ -73,15 +70,18 @@ def _branches(outcome: Outcome, settings: Settings) -> Table:
     for branch in outcome.branches:
         if branch.name in dropped:
             drop = dropped[branch.name]
-            saved = readable.duration(drop.seconds_saved, "not priced")
             error = readable.error(drop.predicted_error)
-            why = f"dropped for {SUBSTITUTES[drop.kind]}, saves {saved} modelled, predicted error {error}"
+            why = f"dropped for {SUBSTITUTES[drop.kind]}, {_saves(drop.seconds_saved)}, predicted error {error}"
             made.add_row(cell(branch.name), str(len(branch.nodes)), cell(why))
     kept = "only exact rewrites were asked for" if settings.exact_only else "not chosen within the budget"
     whole = ((b.name, (str(len(b.nodes)), kept)) for b in outcome.branches if b.name not in dropped)
     for (nodes, why), names in _alike(whole):
         made.add_row(cell(names), nodes, cell(why))
     return made
+
+
+def _saves(seconds: float | None) -> str:
+    return "not priced" if seconds is None else f"saves {readable.duration(seconds)} modelled"
 
 
 def _why_whole(group: Group, reasons: Mapping[str, str], gone: Mapping[str, str], settings: Settings) -> str:

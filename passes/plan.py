@@ -59,6 +59,7 @@ class Market:
         self._kernels = {name: pricer.touching(tensors) for name, tensors in self._tensors.items()}
         self._branches = {branch.name: branch for branch in branches}
         self._dropped: dict[tuple[str, Substitute], _Dropped] = {}
+        self._changing: dict[str, frozenset[str]] = {}
         self._made = {name: branch for branch in branches for name in shapes_of(branch, (0,) * branch.rank)}
 
     def without(self, drops: Mapping[str, Substitute]) -> Market:
@@ -72,11 +73,14 @@ class Market:
         return made
 
     def neighbours(self, name: str) -> frozenset[str]:
-        """Groups, and branches asked for before, that share a kernel with this group: a cut changes their savings."""
+        """Groups, and branches priced before, that share a kernel with this group: cutting it changes their savings."""
         mine = set(self._kernels[name])
         groups = {other for other, kernels in self._kernels.items() if mine.intersection(kernels)}
-        branches = {other for (other, _), found in self._dropped.items() if mine.intersection(found.before)}
-        return frozenset(groups | branches)
+        return frozenset(groups | self._near(self._pricer.nodes(mine)))
+
+    def surroundings(self, branch: str) -> frozenset[str]:
+        """All groups, and the branches priced before whose kernels change where this one's do."""
+        return frozenset(self._kernels.keys() | self._near(self._changing.get(branch, frozenset())))
 
     def seconds(self, widths: Mapping[str, int]) -> float | None:
         """Modelled time of the whole graph at these widths."""
@@ -95,6 +99,8 @@ class Market:
             rest = self._rest({name: kind})
             before, after = self._pricer.differing(rest), rest.differing(self._pricer)
             self._dropped[name, kind] = _Dropped(pricer=rest, before=before, after=after)
+            changing = self._pricer.nodes(before) | rest.nodes(after)
+            self._changing[name] = self._changing.get(name, frozenset()) | changing
         found = self._dropped[name, kind]
         now = self._pricer.partial(found.before, self._shape_of(widths))
         then = found.pricer.partial(found.after, self._shape_of(widths))
@@ -116,6 +122,9 @@ class Market:
             return None if whole is None else shapes_of(branch, whole)[tensor]
 
         return shape_of
+
+    def _near(self, nodes: frozenset[str]) -> set[str]:
+        return {name for name, changing in self._changing.items() if changing & nodes}
 
     def _rest(self, drops: Mapping[str, Substitute]) -> Pricer:
         """Without some branches, whether they are there as they were or as maps."""
@@ -180,7 +189,7 @@ def walk(
 
     Returns:
         Points one move apart, the first one without edits; re-priced lazily: only groups and branches that share a
-        kernel with the last cut are asked again, and all of them when a branch went.
+        kernel with the last cut are asked again, and all groups when a branch went.
     """
     by_name = {offer.candidate.group.name: offer for offer in offers}
     by_branch = {branch.name: branch for branch in branches}
@@ -228,7 +237,7 @@ def walk(
             drops = {**{other: kind for other, kind in drops.items() if other not in gone}, name: move.to}
             closed |= gone | ({name} if move.to == "mean" else set())
             market = root.without(drops)
-            affected = frozenset(moves)
+            affected = market.surroundings(name) | {outer for outer, held in inside.items() if name in held}
         seconds = None if whole is None else whole - saved
         points.append(
             Point(

@@ -123,6 +123,10 @@ class Pricer:
         """A pricer of the graph without some nodes, with others put in front of nodes that stay; fused anew."""
         return Pricer(without(self._structures, nodes, instead), self._backend, self._alike)
 
+    def nodes(self, numbers: Iterable[int]) -> frozenset[str]:
+        """Names of the nodes in some kernels."""
+        return frozenset(member.name for number in numbers for member in self._kernels[number].members)
+
     def differing(self, other: Pricer) -> tuple[int, ...]:
         """Numbers of the kernels that another pricer, of a part of the same graph, does not have just so."""
         theirs = set(other._kernels)

@@ -252,3 +252,20 @@ def test_the_long_answer_names_every_branch(folder: Path) -> None:
     rows = list(zip(*(map(str, column.cells) for column in made.columns), strict=True))
     assert [row[0] for row in rows] == ["n_s3", "n_s1, n_s2, n_s4"]
     assert rows[0][2].startswith("dropped for its mean, saves ") and rows[1][2] == "not chosen within the budget"
+
+
+@pytest.mark.parametrize("name", ["conv", "attention"])
+def test_moves_are_the_same_when_everything_is_priced_again(name: str) -> None:
+    bench, weights, market, way = way_of(name, "ascend")
+    fresh = Forgetful(bench.coupling, market._pricer, [o.candidate.group.name for o in bench.offers], bench.branches)
+    assert walk(bench.offers, weights, fresh, STEP, branches=bench.branches) == way
+
+
+class Forgetful(Market):
+    """Re-prices everything after each move."""
+
+    def neighbours(self, name: str) -> frozenset[str]:
+        return frozenset(self._kernels.keys() | self._branches.keys())
+
+    def surroundings(self, branch: str) -> frozenset[str]:
+        return frozenset(self._kernels.keys() | self._branches.keys())
