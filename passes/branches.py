@@ -18,7 +18,7 @@ from passes.graphs import Surroundings, is_standard, read, type_name
 from passes.linear import UnitAxis, describe
 from passes.records import Branch, Floats, Refusal
 from passes.shapes import Shape
-from passes.statistics import LARGEST_AXIS, Moments, Tap
+from passes.statistics import Moments, Tap
 from passes.structure import Structure
 
 LARGEST_MAP = 768
@@ -64,6 +64,7 @@ def taps(branches: Sequence[Branch], coupling: Coupling) -> tuple[Tap, ...]:
             axis=b.axis,
             units=UnitAxis(1, coupling.terms[b.tensor][b.axis], 1),
             beside=b.stays if "map" in b.kinds else "",
+            products="map" in b.kinds,
         )
         for b in branches
     )
@@ -153,8 +154,6 @@ def _examine(graph: gs.Graph, around: Surroundings, coupling: Coupling, position
     axis = _unit_axis(coupling, branch, nodes)
     if axis is None:
         return "no operator with weights says which axis of its branch counts the channels"
-    if shapes[0][axis] > LARGEST_AXIS:
-        return f"its branch has {shapes[0][axis]} channels, more than the {LARGEST_AXIS} measured"
     names = frozenset(inner.name for inner in nodes)
     rank = len(shapes[0])
     mapped = stays.inputs and shapes[0][axis] <= LARGEST_MAP and (axis == rank - 1 or axis == 1)

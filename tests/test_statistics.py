@@ -48,6 +48,14 @@ def test_two_tensors_are_measured_side_by_side(conv: onnx.ModelProto) -> None:
     np.testing.assert_allclose(moments["y", 1].second, rows.T @ rows / len(rows), rtol=1e-3, atol=1e-5)
 
 
+def test_means_alone_are_those_of_the_moments(conv: onnx.ModelProto) -> None:
+    feeds = feeds_of(conv, 10)
+    taps = [Tap(tensor="r", axis=1, units=axis(6), products=products) for products in (True, False)]
+    both, bare = (collect(conv, [tap], {}, feeds, batch=4)[0]["r", 1] for tap in taps)
+    np.testing.assert_array_equal(both.mean, bare.mean)
+    assert bare.second.shape == (0, 0) and bare.count == both.count
+
+
 def axis(units: int, lead: int = 1, trail: int = 1) -> UnitAxis:
     return UnitAxis(lead, Atom(1, units), trail)
 
