@@ -74,10 +74,16 @@ def rewrite(model: onnx.ModelProto, steps: Iterable[Step]) -> onnx.ModelProto:
     return to_model(graph, model)
 
 
-def shrink(bench: Bench, cuts: Sequence[Shrink], drops: Sequence[Drop] = ()) -> onnx.ModelProto:
+def shrink(
+    bench: Bench, cuts: Sequence[Shrink], drops: Sequence[Drop] = (), *, foresee: bool = False
+) -> onnx.ModelProto:
     """Cut the groups and fold what was removed into their consumers, refitted tap by tap where that was measured.
 
-    Branches that go are left out last, what stands in their place being made for the channels that the cuts left.
+    Args:
+        bench: What was measured.
+        cuts: Groups and the units that they keep.
+        drops: Branches that go; last, with what the cuts left of their means.
+        foresee: Whether affine maps stand in for the branches, because a repair will take up as much.
 
     Raises:
         RewriteFailed: A branch is not what the drop says.
@@ -96,25 +102,25 @@ def shrink(bench: Bench, cuts: Sequence[Shrink], drops: Sequence[Drop] = ()) -> 
     model = to_model(graph, bench.model)
     if kernel:
         model = refit(bench.model, model, bench.coupling, keep, bench.recorded.views, threads=bench.threads)
-    return _without_branches(bench, model, keep, drops) if drops else model
+    return _without_branches(bench, model, keep, drops, foresee) if drops else model
 
 
 def _without_branches(
-    bench: Bench, cut: onnx.ModelProto, keep: Mapping[int, Index], drops: Sequence[Drop]
+    bench: Bench, cut: onnx.ModelProto, keep: Mapping[int, Index], drops: Sequence[Drop], foresee: bool
 ) -> onnx.ModelProto:
     graph = to_graph(cut)
     by_name = {branch.name: branch for branch in bench.branches}
     for drop in drops:
         branch = by_name.get(drop.branch)
-        if branch is None or branch.nodes != drop.nodes or drop.kind not in branch.kinds:
+        if branch is None or branch.nodes != drop.nodes:
             raise RewriteFailed(f"expected a residual branch of these nodes at {drop.branch!r}; plan again")
         term = bench.coupling.terms[branch.tensor][branch.axis]
         moments, channels = bench.moments[branch.tensor, branch.axis], kept(term, keep)
-        if drop.kind == "mean":
-            DROP.apply(graph, branch, moments.mean[channels].astype(np.float32))
-        else:
+        if foresee and branch.mapped:
             matrix, offset = affine(moments, channels, size(term))
             DROP.apply(graph, branch, offset.astype(np.float32), matrix.astype(np.float32))
+        else:
+            DROP.apply(graph, branch, moments.mean[channels].astype(np.float32))
     return to_model(graph, cut)
 
 

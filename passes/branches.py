@@ -1,7 +1,7 @@
 """Residual branches: what an addition adds to a value that goes on unchanged, and which nodes serve it alone.
 
 A graph and its coupling come in; `Branch`es and refusals go out. A branch can be left out where the addition adds
-the branch's mean instead, or an affine map of what goes on (`passes.rewrites.drop_branch`). Looks, never cuts.
+the branch's mean instead (`passes.rewrites.drop_branch`). Looks, never cuts.
 """
 
 from __future__ import annotations
@@ -17,18 +17,13 @@ from passes.coupling import Coupling
 from passes.graphs import Surroundings, is_standard, read, type_name
 from passes.linear import UnitAxis, describe
 from passes.records import Branch, Floats, Refusal
-from passes.shapes import Shape
 from passes.statistics import Moments, Tap
-from passes.structure import Structure
 
 LARGEST_MAP = 768
-"""Channels up to which a branch may become a map of what goes on: the moments of both are kept for every branch."""
+"""Channels up to which a map of what goes on is made: the moments of both are kept for every branch."""
 
 RIDGE = 1e-4
 """Pull of that map towards none, relative to the mean variance of what goes on."""
-
-MAP = ".map"
-"""Behind the name of the addition: the node that writes what a map adds."""
 
 _OTHER_PRECISIONS = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE})
 
@@ -63,8 +58,8 @@ def taps(branches: Sequence[Branch], coupling: Coupling) -> tuple[Tap, ...]:
             tensor=b.tensor,
             axis=b.axis,
             units=UnitAxis(1, coupling.terms[b.tensor][b.axis], 1),
-            beside=b.stays if "map" in b.kinds else "",
-            products="map" in b.kinds,
+            beside=b.stays if b.mapped else "",
+            products=b.mapped,
         )
         for b in branches
     )
@@ -89,43 +84,9 @@ def affine(moments: Moments, channels: Index, units: int) -> tuple[Floats, Float
     return matrix, moments.mean[channels] - matrix @ moments.mean[stream]
 
 
-def structures_of(branch: Branch) -> tuple[Structure, ...]:
-    """What stands in the place of a branch that becomes a map, for pricing: a 1x1 convolution, or a product and a sum.
-
-    Its constants are named as `shapes_of` names them.
-    """
-    matrix, offset, product = _names(branch)
-    constants, last = frozenset({matrix, offset}), branch.name + MAP
-
-    def made(name: str, kind: str, operands: tuple[str, ...], output: str) -> Structure:
-        bytes_each = (4,) * (len(operands) + 1)
-        return Structure(
-            name=name, op_type=kind, operands=operands, constants=constants, outputs=(output,), element_bytes=bytes_each
-        )
-
-    if is_channelled(branch):
-        return (made(last, "Conv", (branch.stays, matrix, offset), branch.tensor),)
-    return (
-        made(product, "MatMul", (branch.stays, matrix), product),
-        made(last, "Add", (product, offset), branch.tensor),
-    )
-
-
-def shapes_of(branch: Branch, shape: Shape) -> dict[str, Shape]:
-    """Shapes of the tensors of `structures_of` alone when the branch's own is `shape`."""
-    matrix, offset, product = _names(branch)
-    channels = shape[branch.axis]
-    taps = (1,) * (branch.rank - 2) if is_channelled(branch) else ()
-    return {matrix: (channels, channels, *taps), offset: (channels,), product: shape}
-
-
 def is_channelled(branch: Branch) -> bool:
     """Whether the channels stand where a convolution has them; last otherwise."""
     return branch.axis == 1 and branch.rank > 2
-
-
-def _names(branch: Branch) -> tuple[str, str, str]:
-    return f"{branch.name}.matrix", f"{branch.name}.offset", f"{branch.name}.product"
 
 
 def _examine(graph: gs.Graph, around: Surroundings, coupling: Coupling, position: int) -> Branch | str | None:
@@ -156,7 +117,7 @@ def _examine(graph: gs.Graph, around: Surroundings, coupling: Coupling, position
         return "no operator with weights says which axis of its branch counts the channels"
     names = frozenset(inner.name for inner in nodes)
     rank = len(shapes[0])
-    mapped = stays.inputs and shapes[0][axis] <= LARGEST_MAP and (axis == rank - 1 or axis == 1)
+    mapped = bool(stays.inputs) and shapes[0][axis] <= LARGEST_MAP and axis in (1, rank - 1)
     return Branch(
         name=node.name,
         tensor=branch.name,
@@ -164,7 +125,7 @@ def _examine(graph: gs.Graph, around: Surroundings, coupling: Coupling, position
         slot=slot,
         axis=axis,
         rank=rank,
-        kinds=("map", "mean") if mapped else ("mean",),
+        mapped=mapped,
         nodes=tuple(inner.name for inner in nodes),
         groups=tuple(group.name for group in coupling.groups if {site.node for site in group.sites} <= names),
     )

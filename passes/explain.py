@@ -15,9 +15,6 @@ from passes.records import Group, Operator, Plan
 from passes.results import Outcome
 from passes.settings import Settings
 
-SUBSTITUTES = {"mean": "its mean", "map": "one matrix"}
-"""What stands in the place of a branch, in words."""
-
 
 def table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
     """An empty table in the report's look; `numbers` are the columns that align right and do not wrap."""
@@ -71,7 +68,7 @@ def _branches(outcome: Outcome, settings: Settings) -> Table:
         if branch.name in dropped:
             drop = dropped[branch.name]
             error = readable.error(drop.predicted_error)
-            why = f"dropped for {SUBSTITUTES[drop.kind]}, {_saves(drop.seconds_saved)}, predicted error {error}"
+            why = f"dropped for its mean, {_saves(drop.seconds_saved)}, predicted error {error}"
             made.add_row(cell(branch.name), str(len(branch.nodes)), cell(why))
     kept = "only exact rewrites were asked for" if settings.exact_only else "not chosen within the budget"
     whole = ((b.name, (str(len(b.nodes)), kept)) for b in outcome.branches if b.name not in dropped)

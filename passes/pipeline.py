@@ -309,7 +309,7 @@ def _replayed(saved: Plan, bench: apply.Bench, judge: Judge, watch: Progress) ->
         with watch.stage("repair", None) as tick:
             model = apply.mend(bench, model, saved.shrinks, progress=tick)
     widths = {cut.group: len(cut.keep) for cut in saved.shrinks}
-    names = {drop.branch: drop.kind for drop in saved.drops}
+    names = tuple(drop.branch for drop in saved.drops)
     point = plan.Point(widths=widths, seconds=None, saved=0.0, damage=0.0, drops=names)
     evidence = judge.evidence(model)
     return search.Found(point=point, cuts=saved.shrinks, drops=saved.drops, model=model, evidence=evidence)

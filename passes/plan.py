@@ -6,16 +6,15 @@ damage. Decides, never cuts: no graph is held here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from passes.axes import atoms
-from passes.branches import shapes_of, structures_of
 from passes.candidates import Offer, widths
 from passes.coupling import Coupling
-from passes.records import Branch, Drop, Shrink, Substitute
-from passes.workload import Pricer, Shape, ShapeOf
+from passes.records import Branch, Drop, Shrink
+from passes.workload import Pricer, ShapeOf
 
 WORTH = 1e-3
 """Share of the modelled time below which a move is not offered to the user: it would be smaller but not faster."""
@@ -36,14 +35,14 @@ class Point:
         seconds: Modelled on the target; None when the target cannot price the whole graph.
         saved: Seconds saved against the uncut graph, from the kernels that change.
         damage: Predicted share of the output's variance that is disturbed.
-        drops: Residual branch -> what stands in its place, only branches that are left out.
+        drops: Residual branches that are left out, sorted.
     """
 
     widths: Mapping[str, int]
     seconds: float | None
     saved: float
     damage: float
-    drops: Mapping[str, Substitute] = field(default_factory=dict)
+    drops: tuple[str, ...] = ()
 
 
 class Market:
@@ -58,11 +57,10 @@ class Market:
         self._tensors = {name: _tensors(coupling, key) for name, key in self._keys.items()}
         self._kernels = {name: pricer.touching(tensors) for name, tensors in self._tensors.items()}
         self._branches = {branch.name: branch for branch in branches}
-        self._dropped: dict[tuple[str, Substitute], _Dropped] = {}
+        self._dropped: dict[str, _Dropped] = {}
         self._changing: dict[str, frozenset[str]] = {}
-        self._made = {name: branch for branch in branches for name in shapes_of(branch, (0,) * branch.rank)}
 
-    def without(self, drops: Mapping[str, Substitute]) -> Market:
+    def without(self, drops: Collection[str]) -> Market:
         """The market of the graph without some branches."""
         if not drops:
             return self
@@ -93,15 +91,15 @@ class Market:
         then = self._pricer.partial(numbers, self._shape_of({**widths, name: width}))
         return 0.0 if now is None or then is None else now.seconds - then.seconds
 
-    def dropping(self, widths: Mapping[str, int], name: str, kind: Substitute) -> float:
+    def dropping(self, widths: Mapping[str, int], name: str) -> float:
         """Seconds saved by leaving one more branch out; 0 where the kernels that change cannot be priced."""
-        if (name, kind) not in self._dropped:
-            rest = self._rest({name: kind})
+        if name not in self._dropped:
+            rest = self._rest((name,))
             before, after = self._pricer.differing(rest), rest.differing(self._pricer)
-            self._dropped[name, kind] = _Dropped(pricer=rest, before=before, after=after)
+            self._dropped[name] = _Dropped(pricer=rest, before=before, after=after)
             changing = self._pricer.nodes(before) | rest.nodes(after)
             self._changing[name] = self._changing.get(name, frozenset()) | changing
-        found = self._dropped[name, kind]
+        found = self._dropped[name]
         now = self._pricer.partial(found.before, self._shape_of(widths))
         then = found.pricer.partial(found.after, self._shape_of(widths))
         return 0.0 if now is None or then is None else now.seconds - then.seconds
@@ -113,26 +111,13 @@ class Market:
 
     def _shape_of(self, widths: Mapping[str, int]) -> ShapeOf:
         sizes = {self._keys[name]: width for name, width in widths.items()}
-
-        def shape_of(tensor: str) -> Shape | None:
-            branch = self._made.get(tensor)
-            if branch is None:
-                return self._coupling.shape(tensor, sizes)
-            whole = self._coupling.shape(branch.tensor, sizes)
-            return None if whole is None else shapes_of(branch, whole)[tensor]
-
-        return shape_of
+        return lambda tensor: self._coupling.shape(tensor, sizes)
 
     def _near(self, nodes: frozenset[str]) -> set[str]:
         return {name for name, changing in self._changing.items() if changing & nodes}
 
-    def _rest(self, drops: Mapping[str, Substitute]) -> Pricer:
-        """Without some branches, whether they are there as they were or as maps."""
-        nodes = {node for name in drops for node in self._branches[name].nodes}
-        touched = (branch for name, branch in self._branches.items() if name in drops or name in nodes)
-        maps = {branch.name: structures_of(branch) for branch in touched}
-        gone = nodes | {structure.name for made in maps.values() for structure in made}
-        return self._pricer.without(gone, {name: maps[name] for name, kind in drops.items() if kind == "map"})
+    def _rest(self, drops: Collection[str]) -> Pricer:
+        return self._pricer.without(frozenset(node for name in drops for node in self._branches[name].nodes))
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -153,17 +138,12 @@ def _tensors(coupling: Coupling, key: int) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """One more edit: of a group to a width, or of a branch to what stands in its place."""
+    """One more edit; the width is None where a branch goes."""
 
     ratio: float
-    to: int | Substitute
+    width: int | None
     damage: float
     saving: float
-
-
-def effect(branch: str, kind: Substitute) -> str:
-    """The name under which the sensitivities hold the damage of leaving a branch out."""
-    return f"{branch} -> {kind}"
 
 
 def walk(
@@ -180,7 +160,7 @@ def walk(
 
     Args:
         offers: One a group.
-        sensitivity: Group name -> output damage per unit of the offer's error; `effect` -> damage of leaving out.
+        sensitivity: Group name -> output damage per unit of the offer's error; branch name -> damage of leaving it out.
         market: Prices on the target.
         step: The target's channel step.
         worth: Share of the whole modelled time that a move must save at least; smaller is not faster. With it, a way
@@ -199,7 +179,7 @@ def walk(
     root = market
     widths_now: dict[str, int] = {}
     spent: dict[str, float] = {}
-    drops: dict[str, Substitute] = {}
+    drops: set[str] = set()
     closed: set[str] = set()
 
     def ask(name: str) -> _Move | None:
@@ -207,14 +187,11 @@ def walk(
             return None
         if name in by_name:
             return _best(by_name[name], sensitivity[name], widths_now, market, step, least)
-        before = sum(spent.get(inner, 0.0) for inner in (name, *inside[name]))
-        found = []
-        for kind in by_branch[name].kinds if name not in drops else ("mean",):
-            saving = market.dropping(widths_now, name, kind)
-            if saving > 0 and saving >= least:
-                damage = max(sensitivity[effect(name, kind)] - before, 0.0)
-                found.append(_Move(damage / saving, kind, damage, saving))
-        return min(found, key=lambda move: (move.ratio, -move.saving), default=None)
+        saving = market.dropping(widths_now, name)
+        if saving <= 0 or saving < least:
+            return None
+        damage = max(sensitivity[name] - sum(spent.get(inner, 0.0) for inner in inside[name]), 0.0)
+        return _Move(damage / saving, None, damage, saving)
 
     points = [Point(widths={}, seconds=whole, saved=0.0, damage=0.0)]
     moves = {name: ask(name) for name in (*by_name, *by_branch)}
@@ -227,23 +204,20 @@ def walk(
             return tuple(points) if pays else (points[0],)
         damage, saved = damage + move.damage, saved + move.saving
         spent[name] = spent.get(name, 0.0) + move.damage
-        if isinstance(move.to, int):
-            widths_now[name] = move.to
+        if move.width is not None:
+            widths_now[name] = move.width
             affected = market.neighbours(name)
         else:
             gone = inside[name]
             spent[name] += sum(spent.pop(inner, 0.0) for inner in gone)
             widths_now = {group: width for group, width in widths_now.items() if group not in gone}
-            drops = {**{other: kind for other, kind in drops.items() if other not in gone}, name: move.to}
-            closed |= gone | ({name} if move.to == "mean" else set())
+            drops = (drops - gone) | {name}
+            closed |= gone | {name}
             market = root.without(drops)
             affected = market.surroundings(name) | {outer for outer, held in inside.items() if name in held}
         seconds = None if whole is None else whole - saved
-        points.append(
-            Point(
-                widths=dict(widths_now), seconds=seconds, saved=saved, damage=damage, drops=dict(sorted(drops.items()))
-            )
-        )
+        ordered = tuple(sorted(drops))
+        points.append(Point(widths=dict(widths_now), seconds=seconds, saved=saved, damage=damage, drops=ordered))
         for other in sorted(affected & moves.keys()):
             moves[other] = ask(other)
 
@@ -302,12 +276,9 @@ def drops(
     return tuple(
         Drop(
             branch=branch.name,
-            kind=point.drops[branch.name],
             nodes=branch.nodes,
-            predicted_error=sensitivity[effect(branch.name, point.drops[branch.name])],
-            seconds_saved=market.without(
-                {other: kind for other, kind in point.drops.items() if other != branch.name}
-            ).dropping(point.widths, branch.name, point.drops[branch.name]),
+            predicted_error=sensitivity[branch.name],
+            seconds_saved=market.without(set(point.drops) - {branch.name}).dropping(point.widths, branch.name),
         )
         for branch in sorted(branches, key=lambda branch: branch.name)
         if branch.name in point.drops

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,6 @@ import numpy.typing as npt
 Json = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-
-Substitute = Literal["mean", "map"]
 
 PLAN_FORMAT = 2
 
@@ -187,7 +185,7 @@ class Branch:
         rank: How many axes it has.
         nodes: What serves this tensor alone, in the graph's order.
         groups: Names of the groups that lie inside as a whole.
-        kinds: What may stand in its place.
+        mapped: Whether an affine map of what goes on can stand in for it where its effect is foreseen.
     """
 
     name: str
@@ -198,23 +196,21 @@ class Branch:
     rank: int
     nodes: tuple[str, ...]
     groups: tuple[str, ...]
-    kinds: tuple[Substitute, ...] = ("mean",)
+    mapped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """One residual branch left out.
+    """One residual branch left out: its addition adds the branch's mean.
 
     Attributes:
         branch: Name of the addition.
-        kind: What the addition adds instead: the branch's "mean", or the best affine "map" of what goes on.
         nodes: Nodes that go, in the graph's order.
         predicted_error: Share of the network output's variance that it is predicted to disturb.
         seconds_saved: Modelled on the target, given the plan's other edits; None when not priced.
     """
 
     branch: str
-    kind: Substitute
     nodes: tuple[str, ...]
     predicted_error: float
     seconds_saved: float | None = None

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from passes import readable
-from passes.explain import SUBSTITUTES, cell, table, tables
+from passes.explain import cell, table, tables
 from passes.records import Json
 from passes.results import Evidence, Outcome
 from passes.settings import Settings
@@ -196,12 +196,10 @@ def _cuts(outcome: Outcome) -> Table:
 
 def _drops(outcome: Outcome) -> Table:
     numbers = ("nodes", "predicted error", "saves, modelled")
-    made = table("dropped branches", "for", *numbers, numbers=numbers)
+    made = table("dropped branches", *numbers, numbers=numbers)
     for drop in outcome.plan.drops:
         saved = readable.duration(drop.seconds_saved, "not priced")
-        made.add_row(
-            cell(drop.branch), SUBSTITUTES[drop.kind], str(len(drop.nodes)), readable.error(drop.predicted_error), saved
-        )
+        made.add_row(cell(drop.branch), str(len(drop.nodes)), readable.error(drop.predicted_error), saved)
     return made
 
 

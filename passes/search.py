@@ -98,11 +98,11 @@ def sensitivities(bench: apply.Bench, judge: Judge, step: int, tick: Callable[[i
         measured = judge.evidence(apply.shrink(bench, (cut,))).worst ** 2
         result[name] = max(measured / residual, LEAST_DAMAGE) if residual > 0 else 1.0
         tick(1)
+    repaired = bool(bench.recorded.targets)
     for branch in bench.branches:
-        for kind in branch.kinds:
-            drop = Drop(branch=branch.name, kind=kind, nodes=branch.nodes, predicted_error=0.0)
-            measured = judge.evidence(apply.shrink(bench, (), (drop,))).worst ** 2
-            result[plan.effect(branch.name, kind)] = max(measured, LEAST_DAMAGE)
+        drop = Drop(branch=branch.name, nodes=branch.nodes, predicted_error=0.0)
+        probe = apply.shrink(bench, (), (drop,), foresee=repaired)
+        result[branch.name] = max(judge.evidence(probe).worst ** 2, LEAST_DAMAGE)
         tick(1)
     return result
 
@@ -287,7 +287,7 @@ def attempt(
     """Carry one point of the way out and measure it."""
     cuts = plan.shrinks(point, bench.offers, sensitivity, market)
     drops = plan.drops(point, bench.branches, sensitivity, market)
-    model = apply.shrink(bench, cuts, drops)
+    model = apply.shrink(bench, cuts, drops, foresee=settings.repair and not mend)
     if mend:
         with progress.stage("repair", None) as tick:
             model = apply.mend(bench, model, cuts, progress=tick)

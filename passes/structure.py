@@ -5,7 +5,7 @@ A graph comes in and is only read; `Structure`s go out. Sizes are put to them by
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,26 +95,15 @@ def structures(graph: gs.Graph) -> tuple[Structure, ...]:
     return tuple(found)
 
 
-def without(
-    structures: Sequence[Structure], nodes: Container[str], instead: Mapping[str, Sequence[Structure]]
-) -> tuple[Structure, ...]:
-    """The structures of the graph that is left when some nodes go.
-
-    Args:
-        structures: In topological order.
-        nodes: Names of what goes; where one that stays read what they wrote, it reads nothing.
-        instead: Name of a node that stays -> what is put in front of it, and may write what is gone.
-    """
+def without(structures: Sequence[Structure], nodes: Container[str]) -> tuple[Structure, ...]:
+    """What is left when the named nodes go; where a node that stays read what they wrote, it reads nothing."""
     gone = {name for structure in structures if structure.name in nodes for name in structure.outputs}
-    gone -= {name for made in instead.values() for structure in made for name in structure.outputs}
-    rest: list[Structure] = []
-    for structure in structures:
-        if structure.name in nodes:
-            continue
-        rest.extend(instead.get(structure.name, ()))
-        read = tuple("" if name in gone else name for name in structure.operands)
-        rest.append(structure if read == structure.operands else replace(structure, operands=read))
-    return tuple(rest)
+    rest = (
+        (structure, tuple("" if name in gone else name for name in structure.operands))
+        for structure in structures
+        if structure.name not in nodes
+    )
+    return tuple(s if read == s.operands else replace(s, operands=read) for s, read in rest)
 
 
 def _element_bytes(tensor: gs.Tensor) -> int:

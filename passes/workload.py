@@ -7,7 +7,7 @@ that was never made. None means "cannot be priced" and is never zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,9 +119,9 @@ class Pricer:
         """Numbers of the kernels that read or write one of the tensors."""
         return tuple(i for i, names in enumerate(self._tensors) if any(name in tensors for name in names))
 
-    def without(self, nodes: Container[str], instead: Mapping[str, Sequence[Structure]]) -> Pricer:
-        """A pricer of the graph without some nodes, with others put in front of nodes that stay; fused anew."""
-        return Pricer(without(self._structures, nodes, instead), self._backend, self._alike)
+    def without(self, nodes: Container[str]) -> Pricer:
+        """A pricer of the graph without some nodes, fused anew."""
+        return Pricer(without(self._structures, nodes), self._backend, self._alike)
 
     def nodes(self, numbers: Iterable[int]) -> frozenset[str]:
         """Names of the nodes in some kernels."""

@@ -21,7 +21,7 @@ from passes.coupling import couple
 from passes.errors import PlanError
 from passes.explain import tables
 from passes.graph_io import to_graph
-from passes.plan import LOOK_AHEAD, Market, Point, drops, effect, shrinks, walk
+from passes.plan import LOOK_AHEAD, Market, Point, drops, shrinks, walk
 from passes.records import Plan
 from passes.results import Outcome
 from passes.settings import Settings
@@ -37,10 +37,8 @@ REDUNDANT = {"conv": "n_s3", "attention": "n_m2"}
 def way_of(name: str, target: str) -> tuple[apply.Bench, Mapping[str, float], Market, tuple[Point, ...]]:
     bench = bench_of({"conv": convolutional(), "attention": transformer()}[name])
     rng = np.random.default_rng(1)
-    weights = {offer.candidate.group.name: float(rng.uniform(0.2, 3)) for offer in bench.offers}
-    for branch in bench.branches:
-        whole = float(rng.uniform(0.2, 3))
-        weights |= {effect(branch.name, "mean"): whole, effect(branch.name, "map"): whole * float(rng.uniform(0.1, 1))}
+    names = [*(offer.candidate.group.name for offer in bench.offers), *(branch.name for branch in bench.branches)]
+    weights = {name: float(rng.uniform(0.2, 3)) for name in names}
     pricer = Pricer(structures(bench.graph), backends.get(target))
     market = Market(bench.coupling, pricer, [o.candidate.group.name for o in bench.offers], bench.branches)
     return bench, weights, market, walk(bench.offers, weights, market, STEP, branches=bench.branches)
@@ -71,13 +69,12 @@ def test_the_market_without_branches_is_the_graph_without_them(name: str, target
 def test_every_move_is_the_cheapest_damage_a_second(name: str, target: str) -> None:
     bench, weights, market, way = way_of(name, target)
     offers = {offer.candidate.group.name: offer for offer in bench.offers}
-    spent: dict[str, float] = {}
     for before, after in itertools.pairwise(way):
         here = market.without(before.drops)
         now = here.seconds(before.widths)
         assert now is not None
         gone = {node for b in bench.branches if b.name in before.drops for node in (*b.nodes, b.name)}
-        ratios: dict[tuple[str, int | str], float] = {}
+        ratios: dict[tuple[str, int | None], float] = {}
         for group, offer in offers.items():
             width_now = before.widths.get(group, offer.units)
             if set(offer.candidate.group.nodes("produces")) <= gone:
@@ -88,30 +85,22 @@ def test_every_move_is_the_cheapest_damage_a_second(name: str, target: str) -> N
                     damage = weights[group] * max(offer.error(width) - offer.error(width_now), 0)
                     ratios[group, width] = damage / saved
         for branch in bench.branches:
-            done = before.drops.get(branch.name)
-            if done == "mean":
+            if branch.name in before.drops:
                 continue
+            saved = now - (market.without({*before.drops, branch.name}).seconds(before.widths) or 0)
             inner = sum(
                 weights[g] * (offers[g].error(w) - offers[g].error(offers[g].units))
                 for g, w in before.widths.items()
                 if g in branch.groups
             )
-            inner = spent.get(branch.name, inner)
-            for kind in branch.kinds if done is None else ("mean",):
-                then = market.without({**before.drops, branch.name: kind}).seconds(before.widths)
-                if then is not None and now - then > 1e-12:
-                    ratios[branch.name, kind] = max(weights[effect(branch.name, kind)] - inner, 0) / (now - then)
-        new = {item for item in after.drops.items() if item not in before.drops.items()}
-        cut = {item for item in after.widths.items() if item not in before.widths.items()}
-        (chosen,) = new or cut
-        for branch_name, _ in new:
-            groups = next(branch.groups for branch in bench.branches if branch.name == branch_name)
-            taken = sum(
-                weights[g] * (offers[g].error(w) - offers[g].error(offers[g].units))
-                for g, w in before.widths.items()
-                if g in groups
-            )
-            spent[branch_name] = spent.get(branch_name, taken) + after.damage - before.damage
+            if saved > 1e-12:
+                ratios[branch.name, None] = max(weights[branch.name] - inner, 0) / saved
+        new = set(after.drops) - set(before.drops)
+        chosen: tuple[str, int | None]
+        if new:
+            (chosen,) = ((name, None) for name in new)
+        else:
+            (chosen,) = set(after.widths.items()) - set(before.widths.items())
         assert ratios[chosen] <= min(ratios.values()) * (1 + 1e-6) + 1e-9
 
 
@@ -120,7 +109,7 @@ def test_a_branch_takes_what_was_cut_inside_it(name: str, target: str) -> None:
     bench, _, _, way = way_of(name, target)
     inside = {branch.name: set(branch.groups) for branch in bench.branches}
     for before, after in itertools.pairwise(way):
-        assert before.drops.keys() <= after.drops.keys()
+        assert set(before.drops) <= set(after.drops)
         assert after.damage >= before.damage and after.saved > before.saved
         for dropped in after.drops:
             assert not inside[dropped] & after.widths.keys()
@@ -129,12 +118,11 @@ def test_a_branch_takes_what_was_cut_inside_it(name: str, target: str) -> None:
 def test_damage_inside_a_branch_is_off_its_own() -> None:
     bench, _, market, _ = way_of("conv", "cpu:avx512")
     # Inner cuts cost next to nothing, so that they come first; the branches cost one each.
-    weights = {offer.candidate.group.name: 1e-3 for offer in bench.offers}
-    weights |= {effect(branch.name, kind): 1.0 for branch in bench.branches for kind in branch.kinds}
+    weights = {offer.candidate.group.name: 1e-3 for offer in bench.offers} | {b.name: 1.0 for b in bench.branches}
     way = walk(bench.offers, weights, market, STEP, branches=bench.branches)
     assert any(not point.drops and point.widths for point in way)
     first = next(number for number, point in enumerate(way) if point.drops)
-    (dropped,) = way[first].drops.keys()
+    (dropped,) = way[first].drops
     groups = next(branch.groups for branch in bench.branches if branch.name == dropped)
     by_name = {offer.candidate.group.name: offer for offer in bench.offers}
     inner = sum(
@@ -157,20 +145,11 @@ def test_nested_branches_go_with_the_outer_one() -> None:
     bench = bench_of(model)
     assert [branch.name for branch in bench.branches] == ["n_c", "n_t"]
     market = Market(bench.coupling, Pricer(structures(bench.graph), backends.get("ascend")), (), bench.branches)
-    damage = {
-        effect("n_c", "map"): 0.1,
-        effect("n_c", "mean"): 0.15,
-        effect("n_t", "map"): 0.9,
-        effect("n_t", "mean"): 1,
-    }
-    way = walk((), damage, market, 16, branches=bench.branches)
-    assert {"n_c": "map"} in [point.drops for point in way] or {"n_c": "mean"} in [point.drops for point in way]
-    assert way[-1].drops == {"n_t": "mean"}
+    way = walk((), {"n_c": 0.1, "n_t": 1.0}, market, 16, branches=bench.branches)
+    assert [point.drops for point in way] == [(), ("n_c",), ("n_t",)]
     assert way[-1].damage == pytest.approx(1.0), "the outer one takes the inner one's damage along"
-    for point in way:
-        assert point.seconds == pytest.approx(market.without(point.drops).seconds({}))
-    first = walk((), {**damage, effect("n_t", "mean"): 0.01}, market, 16, branches=bench.branches)
-    assert [point.drops for point in first] == [{}, {"n_t": "mean"}]
+    assert way[-1].seconds == pytest.approx(market.without(("n_t",)).seconds({}))
+    walk((), {"n_c": 1.0, "n_t": 0.1}, market, 16, branches=bench.branches)
 
 
 def settings_of(model: onnx.ModelProto, folder: Path, **changes: object) -> Settings:

@@ -1,7 +1,7 @@
-"""A residual branch goes, and its addition adds something cheap instead: lossy, the other edit of a plan.
+"""A residual branch goes, and its addition adds the mean that the branch had: lossy, the other edit of a plan.
 
-The best constant in the place of a branch is its mean, channel by channel; the best linear operator is an affine map
-of what goes on past it. Repair takes up the rest where it can. What nobody reads any more goes with the branch.
+The best constant in the place of a branch is its mean, channel by channel. Repair behind it takes up about what an
+affine map of the other operand would give, so that such a map can stand in for both where an effect is foreseen.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from passes.branches import MAP, is_channelled
+from passes.branches import is_channelled
 from passes.errors import RewriteFailed
 from passes.graphs import fresh_node, is_standard, read, remove, set_input
 from passes.records import Array, Branch, Refusal, Step
@@ -33,7 +33,7 @@ class DropBranch:
             graph: Its nodes are in topological order, as they stay.
             branch: Found in this graph, or in it before its groups were cut.
             offset: What is added instead, a value a channel, (channels,).
-            matrix: With it the addition adds `matrix @ x + offset` of what goes on, (channels, channels).
+            matrix: With it the addition adds `matrix @ x + offset` of its other operand, (channels, channels).
 
         Raises:
             RewriteFailed: The addition is another one, or nodes of the branch serve something else too.
@@ -63,7 +63,7 @@ def _map(graph: gs.Graph, addition: gs.Node, branch: Branch, offset: Array, matr
     stream = addition.inputs[1 - branch.slot]
     mapped = gs.Variable(names.free(f"{branch.name}.mapped"), np.float32)
     bias = names.constant(f"{branch.name}.offset", offset)
-    name = fresh_node(graph, branch.name + MAP)
+    name = fresh_node(graph, f"{branch.name}.map")
     made: list[gs.Node]
     if is_channelled(branch):
         weight = names.constant(f"{branch.name}.matrix", matrix.reshape(*matrix.shape, *(1,) * (branch.rank - 2)))
