@@ -90,6 +90,7 @@ def prepare(network: common.Network, images: Array) -> Workshop:
         graph=graph,
         coupling=coupled,
         offers=(),
+        branches=(),
         moments=moments,
         batches=batches,
         recorded=targets.record(model, graph, coupled, batches, consumers=(), threads=0, seed=0),

@@ -1,4 +1,4 @@
-"""Carry a plan out on a private copy: exact steps, cuts with their folds, repair. Cuts, never decides.
+"""Carry a plan out on a private copy: exact steps, cuts with their folds, dropped branches, repair. Never decides.
 
 A prepared model and what was decided come in, a new model goes out; the model that came in is not changed.
 """
@@ -8,18 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from passes import rewrites
 from passes.annotated import rewritable
+from passes.axes import Index, kept, size
+from passes.branches import affine
 from passes.candidates import Offer
 from passes.coupling import Coupling
+from passes.errors import RewriteFailed
 from passes.graph_io import to_graph, to_model
 from passes.linear import takes_means
-from passes.records import Array, Shrink, Step
+from passes.records import Array, Branch, Drop, Shrink, Step
 from passes.repair import repair
 from passes.rewrites.base import resizes
+from passes.rewrites.drop_branch import REWRITE as DROP
 from passes.rewrites.shrink_group import REWRITE, assigned_fold, nystrom_fold
 from passes.statistics import Moments
 from passes.targets import Recorded
@@ -35,7 +40,8 @@ class Bench:
         graph: The same, for reading.
         coupling: Of the graph.
         offers: One a group that can be cut.
-        moments: Second moments of what the consumers read.
+        branches: Residual branches that can be left out.
+        moments: Second moments of what the consumers read and of what the branches give.
         batches: Calibration inputs of the repair, one mapping a run.
         recorded: What the original writes behind its operators on those inputs, and what the consumers of groups see.
         threads: Of ONNX Runtime.
@@ -45,6 +51,7 @@ class Bench:
     graph: gs.Graph
     coupling: Coupling
     offers: tuple[Offer, ...]
+    branches: tuple[Branch, ...]
     moments: Mapping[tuple[str, int], Moments]
     batches: Sequence[Mapping[str, Array]]
     recorded: Recorded
@@ -67,8 +74,20 @@ def rewrite(model: onnx.ModelProto, steps: Iterable[Step]) -> onnx.ModelProto:
     return to_model(graph, model)
 
 
-def shrink(bench: Bench, cuts: Sequence[Shrink]) -> onnx.ModelProto:
-    """Cut the groups and fold what was removed into their consumers, refitted tap by tap where that was measured."""
+def shrink(
+    bench: Bench, cuts: Sequence[Shrink], drops: Sequence[Drop] = (), *, foresee: bool = False
+) -> onnx.ModelProto:
+    """Cut the groups and fold what was removed into their consumers, refitted tap by tap where that was measured.
+
+    Args:
+        bench: What was measured.
+        cuts: Groups and the units that they keep.
+        drops: Branches that go; last, with what the cuts left of their means.
+        foresee: Whether affine maps stand in for the branches, because a repair will take up as much.
+
+    Raises:
+        RewriteFailed: A branch is not what the drop says.
+    """
     graph = to_graph(bench.model)
     keep = bench.coupling.keep({cut.group: cut.keep for cut in cuts})
     by_name = {offer.candidate.group.name: offer for offer in bench.offers}
@@ -81,9 +100,28 @@ def shrink(bench: Bench, cuts: Sequence[Shrink]) -> onnx.ModelProto:
         fold = assigned_fold({o.candidate.atom.key: a for o, a in assigned.items() if a is not None})
     REWRITE.apply(graph, bench.coupling, keep, fold)
     model = to_model(graph, bench.model)
-    if not kernel:
-        return model
-    return refit(bench.model, model, bench.coupling, keep, bench.recorded.views, threads=bench.threads)
+    if kernel:
+        model = refit(bench.model, model, bench.coupling, keep, bench.recorded.views, threads=bench.threads)
+    return _without_branches(bench, model, keep, drops, foresee) if drops else model
+
+
+def _without_branches(
+    bench: Bench, cut: onnx.ModelProto, keep: Mapping[int, Index], drops: Sequence[Drop], foresee: bool
+) -> onnx.ModelProto:
+    graph = to_graph(cut)
+    by_name = {branch.name: branch for branch in bench.branches}
+    for drop in drops:
+        branch = by_name.get(drop.branch)
+        if branch is None or branch.nodes != drop.nodes:
+            raise RewriteFailed(f"expected a residual branch of these nodes at {drop.branch!r}; plan again")
+        term = bench.coupling.terms[branch.tensor][branch.axis]
+        moments, channels = bench.moments[branch.tensor, branch.axis], kept(term, keep)
+        if foresee and branch.mapped:
+            matrix, offset = affine(moments, channels, size(term))
+            DROP.apply(graph, branch, offset.astype(np.float32), matrix.astype(np.float32))
+        else:
+            DROP.apply(graph, branch, moments.mean[channels].astype(np.float32))
+    return to_model(graph, cut)
 
 
 def mend(

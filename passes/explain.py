@@ -34,7 +34,7 @@ def cell(text: str) -> Text:
 
 def tables(outcome: Outcome, settings: Settings) -> Iterator[Table]:
     """Everything that was looked at, with what was done to it or why not; empty tables are left out."""
-    made_in_order = (_groups(outcome, settings), _operators(outcome), _twins(outcome))
+    made_in_order = (_groups(outcome, settings), _branches(outcome, settings), _operators(outcome), _twins(outcome))
     for made in (*made_in_order, _refusals(outcome.plan), _points(outcome)):
         if made.row_count:
             yield made
@@ -44,16 +44,15 @@ def _groups(outcome: Outcome, settings: Settings) -> Table:
     made = table("group", "units", "kept", "why", numbers=("units", "kept"))
     cuts = {shrink.group: shrink for shrink in outcome.plan.shrinks}
     reasons = {refusal.subject: refusal.reason for refusal in outcome.plan.refusals}
+    dropped = {drop.branch for drop in outcome.plan.drops}
+    gone = {name: branch.name for branch in outcome.branches if branch.name in dropped for name in branch.groups}
     for group in outcome.groups:
         if group.name in cuts:
             cut = cuts[group.name]
-            saved = (
-                "not priced" if cut.seconds_saved is None else f"saves {readable.duration(cut.seconds_saved)} modelled"
-            )
-            why = f"cut, {saved}, predicted error {readable.error(cut.predicted_error)}"
+            why = f"cut, {_saves(cut.seconds_saved)}, predicted error {readable.error(cut.predicted_error)}"
             made.add_row(cell(group.name), str(cut.units), str(len(cut.keep)), cell(why))
     whole = (
-        (group.name, (str(group.units), _why_whole(group, reasons, settings)))
+        (group.name, (str(group.units), _why_whole(group, reasons, gone, settings)))
         for group in outcome.groups
         if group.name not in cuts
     )
@@ -62,11 +61,33 @@ def _groups(outcome: Outcome, settings: Settings) -> Table:
     return made
 
 
-def _why_whole(group: Group, reasons: Mapping[str, str], settings: Settings) -> str:
+def _branches(outcome: Outcome, settings: Settings) -> Table:
+    made = table("residual branch", "nodes", "what was done", numbers=("nodes",))
+    dropped = {drop.branch: drop for drop in outcome.plan.drops}
+    for branch in outcome.branches:
+        if branch.name in dropped:
+            drop = dropped[branch.name]
+            error = readable.error(drop.predicted_error)
+            why = f"dropped for its mean, {_saves(drop.seconds_saved)}, predicted error {error}"
+            made.add_row(cell(branch.name), str(len(branch.nodes)), cell(why))
+    kept = "only exact rewrites were asked for" if settings.exact_only else "not chosen within the budget"
+    whole = ((b.name, (str(len(b.nodes)), kept)) for b in outcome.branches if b.name not in dropped)
+    for (nodes, why), names in _alike(whole):
+        made.add_row(cell(names), nodes, cell(why))
+    return made
+
+
+def _saves(seconds: float | None) -> str:
+    return "not priced" if seconds is None else f"saves {readable.duration(seconds)} modelled"
+
+
+def _why_whole(group: Group, reasons: Mapping[str, str], gone: Mapping[str, str], settings: Settings) -> str:
     if group.frozen is not None:
         return f"frozen: {group.frozen}"
     if group.name in reasons:
         return reasons[group.name]
+    if group.name in gone:
+        return f"went with the branch of {gone[group.name]}"
     return "only exact rewrites were asked for" if settings.exact_only else "not chosen within the budget"
 
 
@@ -98,6 +119,9 @@ def _done_to(outcome: Outcome) -> Mapping[str, tuple[str, ...]]:
     for step in outcome.plan.exact:
         for node in dict.fromkeys(step.nodes):
             done.setdefault(node, []).append(step.rewrite)
+    for drop in outcome.plan.drops:
+        for node in drop.nodes:
+            done.setdefault(node, []).append(f"dropped with the branch of {drop.branch}")
     cuts = {shrink.group: f"{shrink.units} -> {len(shrink.keep)}" for shrink in outcome.plan.shrinks}
     for group in outcome.groups:
         if group.name in cuts:

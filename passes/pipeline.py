@@ -18,6 +18,7 @@ from backends import Backend
 from passes import (
     __version__,
     apply,
+    branches,
     candidates,
     coupling,
     exact,
@@ -38,7 +39,7 @@ from passes.errors import PlanError, SettingsError, ValidationFailed
 from passes.graph_io import to_graph
 from passes.memory import affordable
 from passes.progress import Progress, Silent
-from passes.records import Group, Plan, Refusal
+from passes.records import Branch, Group, Plan, Refusal
 from passes.results import Outcome, Profile, SearchPoint, Variant
 from passes.samples import Inputs
 from passes.settings import Settings
@@ -78,7 +79,8 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
     saved = _read_plan(settings.plan) if settings.plan is not None else None
     if saved is not None:
         target = backends.replayed(settings.target, saved.target)
-        settings = replace(settings, geometry=saved.geometry, repair=saved.repair, seed=saved.seed, target=target)  # type: ignore[arg-type]
+        settings = replace(settings, repair=saved.repair, depth=saved.depth, seed=saved.seed, target=target)
+        settings = replace(settings, geometry=saved.geometry)  # type: ignore[arg-type]
     backend = _backend(settings.target)
     with watch.stage("load", None):
         loaded = model_io.load(source)
@@ -125,9 +127,11 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         inputs_digest=given.calibration.digest if decided.found else None,
         geometry=settings.geometry,
         repair=settings.repair,
+        depth=settings.depth,
         seed=settings.seed,
         exact=simple.steps,
         shrinks=decided.found.cuts if decided.found else (),
+        drops=decided.found.drops if decided.found else (),
         refusals=tuple(sorted({*simple.refusals, *decided.refusals})),
         seconds_before=before.modelled_seconds,
         seconds_after=after.modelled_seconds,
@@ -144,6 +148,7 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         before=before,
         after=after,
         groups=decided.groups,
+        branches=decided.branches,
         operators=known,
         twins=twins,
         points=decided.points,
@@ -169,6 +174,7 @@ def _variants(
         made.append(
             Variant(
                 shrinks=one.cuts,
+                drops=one.drops,
                 after=after,
                 evidence=one.evidence,
                 within_budget=search.within(one.evidence, settings),
@@ -193,6 +199,7 @@ class _Decided:
 
     found: search.Found | None
     groups: tuple[Group, ...]
+    branches: tuple[Branch, ...]
     refusals: tuple[Refusal, ...]
     points: tuple[SearchPoint, ...]
     notes: tuple[str, ...]
@@ -237,38 +244,51 @@ def _cut(
     graph = to_graph(simple.model)
     coupled = coupling.couple(graph, simple.model, settings.batch)
     found, refusals = candidates.gather(graph, coupled)
+    residual, entangled = branches.find(graph, coupled) if settings.depth else ((), ())
 
-    def nothing(*notes: str) -> _Decided:
-        return _Decided(found=None, groups=coupled.groups, refusals=refusals, points=(), notes=notes)
+    def decided(
+        result: search.Found | None,
+        *notes: str,
+        points: tuple[SearchPoint, ...] = (),
+        along: tuple[search.Found, ...] = (),
+    ) -> _Decided:
+        return _Decided(
+            found=result,
+            groups=coupled.groups,
+            branches=residual,
+            refusals=(*refusals, *entangled),
+            points=points,
+            notes=notes,
+            frontier=along,
+        )
 
     if saved is not None:
         # All groups are measured again, not only those that are cut: what is read out decides what the runtime fuses,
         # and with it the last digits of the moments.
-        if not {cut.group for cut in saved.shrinks} <= {candidate.group.name for candidate in found}:
-            raise PlanError("the plan cuts groups that this version does not find in the model; make the plan again")
-        if not saved.shrinks:
-            return nothing()
+        known = {candidate.group.name for candidate in found}, {branch.name for branch in residual}
+        if not ({cut.group for cut in saved.shrinks} <= known[0] and {drop.branch for drop in saved.drops} <= known[1]):
+            raise PlanError(
+                "the plan cuts groups or branches that this version does not find in the model; make the plan again"
+            )
+        if not saved.lossy:
+            return decided(None)
         if saved.inputs_digest != given.calibration.digest:
             raise PlanError("the plan was made with other inputs: give the same data, samples and seed as then")
-    if settings.exact_only or not found:
-        return nothing() if found else nothing("no group of this model can be cut: see --explain")
+    if settings.exact_only:
+        return decided(None)
+    if not found and not residual:
+        return decided(None, "no group of this model can be cut: see --explain")
     with watch.stage("statistics", None):
-        bench = workbench.measure(simple.model, graph, coupled, found, given.calibration, settings, watch)
+        bench = workbench.measure(simple.model, graph, coupled, found, given.calibration, settings, watch, residual)
     if saved is not None:
-        model = apply.shrink(bench, saved.shrinks)
-        if saved.repair:
-            with watch.stage("repair", None) as tick:
-                model = apply.mend(bench, model, saved.shrinks, progress=tick)
-        point = plan.Point(widths={c.group: len(c.keep) for c in saved.shrinks}, seconds=None, saved=0.0, damage=0.0)
-        replayed = search.Found(point=point, cuts=saved.shrinks, model=model, evidence=judge.evidence(model))
-        return _Decided(found=replayed, groups=coupled.groups, refusals=refusals, points=(), notes=())
+        return decided(_replayed(saved, bench, judge, watch))
     pricer = Pricer(structures(graph), backend)
-    market = plan.Market(coupled, pricer, [candidate.group.name for candidate in found])
+    market = plan.Market(coupled, pricer, [candidate.group.name for candidate in found], residual)
     few = inputs.first(given.evaluation, PROBE_SAMPLES)
     probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=workbench.RUN_SAMPLES)
-    with watch.stage("sensitivity", len(bench.offers)) as tick:
+    with watch.stage("sensitivity", len(bench.offers) + len(residual)) as tick:
         sensitivity = search.sensitivities(bench, probe, backend.channel_step, tick)
-    way = plan.walk(bench.offers, sensitivity, market, backend.channel_step, plan.WORTH)
+    way = plan.walk(bench.offers, sensitivity, market, backend.channel_step, plan.WORTH, residual)
     result, points = search.best(bench, market, way, sensitivity, judge, settings, watch)
     notes = []
     if len(way) == 1:
@@ -280,9 +300,19 @@ def _cut(
     if pricer.unpriced:
         notes.append(f"{backend.name} has no price for {', '.join(pricer.unpriced)}: whole times are unknown")
     along = frontier.explore(bench, market, way, sensitivity, judge, settings, watch) if settings.pareto else ()
-    return _Decided(
-        found=result, groups=coupled.groups, refusals=refusals, points=points, notes=tuple(notes), frontier=along
-    )
+    return decided(result, *notes, points=points, along=along)
+
+
+def _replayed(saved: Plan, bench: apply.Bench, judge: Judge, watch: Progress) -> search.Found:
+    model = apply.shrink(bench, saved.shrinks, saved.drops)
+    if saved.repair:
+        with watch.stage("repair", None) as tick:
+            model = apply.mend(bench, model, saved.shrinks, progress=tick)
+    widths = {cut.group: len(cut.keep) for cut in saved.shrinks}
+    names = tuple(drop.branch for drop in saved.drops)
+    point = plan.Point(widths=widths, seconds=None, saved=0.0, damage=0.0, drops=names)
+    evidence = judge.evidence(model)
+    return search.Found(point=point, cuts=saved.shrinks, drops=saved.drops, model=model, evidence=evidence)
 
 
 def _destination(loaded: model_io.Loaded, settings: Settings) -> Path | None:

@@ -18,7 +18,7 @@ Json = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +173,50 @@ class Shrink:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """What a residual addition adds to a value that goes on unchanged.
+
+    Attributes:
+        name: Of the addition.
+        tensor: What the branch ends in.
+        stays: What goes on: the other operand.
+        slot: Input of the addition that reads the branch.
+        axis: Its axis of channels (features).
+        rank: How many axes it has.
+        nodes: What serves this tensor alone, in the graph's order.
+        groups: Names of the groups that lie inside as a whole.
+        mapped: Whether an affine map of what goes on can stand in for it where its effect is foreseen.
+    """
+
+    name: str
+    tensor: str
+    stays: str
+    slot: int
+    axis: int
+    rank: int
+    nodes: tuple[str, ...]
+    groups: tuple[str, ...]
+    mapped: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """One residual branch left out: its addition adds the branch's mean.
+
+    Attributes:
+        branch: Name of the addition.
+        nodes: Nodes that go, in the graph's order.
+        predicted_error: Share of the network output's variance that it is predicted to disturb.
+        seconds_saved: Modelled on the target, given the plan's other edits; None when not priced.
+    """
+
+    branch: str
+    nodes: tuple[str, ...]
+    predicted_error: float
+    seconds_saved: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything that will be done to one model for one target, and what was declined.
 
@@ -184,9 +228,11 @@ class Plan:
         inputs_digest: Of the calibration inputs that folding and repair are computed on; None when none are needed.
         geometry: What nominated the units.
         repair: Whether consumers are refitted.
+        depth: Whether residual branches were measured: what is read out decides the last digits of what is folded.
         seed: Of everything random.
         exact: Exact rewrites in order.
         shrinks: Group cuts, sorted by group name.
+        drops: Residual branches left out, sorted by name.
         refusals: What was declined, sorted.
         seconds_before: Modelled time on the target of the source, None when unknown.
         seconds_after: Modelled time on the target of the result, None when unknown.
@@ -199,12 +245,19 @@ class Plan:
     inputs_digest: str | None
     geometry: str
     repair: bool
+    depth: bool
     seed: int
     exact: tuple[Step, ...] = ()
     shrinks: tuple[Shrink, ...] = ()
+    drops: tuple[Drop, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     seconds_before: float | None = None
     seconds_after: float | None = None
+
+    @property
+    def lossy(self) -> bool:
+        """Whether anything is cut or left out."""
+        return bool(self.shrinks or self.drops)
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, two-space indent, a final newline."""
@@ -224,6 +277,7 @@ class Plan:
         try:
             raw["exact"] = tuple(Step(**{**s, "nodes": tuple(s["nodes"])}) for s in raw["exact"])
             raw["shrinks"] = tuple(Shrink(**{**s, "keep": tuple(s["keep"])}) for s in raw["shrinks"])
+            raw["drops"] = tuple(Drop(**{**d, "nodes": tuple(d["nodes"])}) for d in raw["drops"])
             raw["refusals"] = tuple(Refusal(**s) for s in raw["refusals"])
             return cls(**raw)
         except (KeyError, TypeError) as error:

@@ -47,6 +47,7 @@ def to_json(outcome: Outcome, settings: Settings) -> str:
         "evidence": None if outcome.evidence is None else asdict(outcome.evidence),
         **sides,
         "groups": [asdict(group) for group in outcome.groups],
+        "branches": [asdict(branch) for branch in outcome.branches],
         "operators": [asdict(operator) for operator in outcome.operators],
         "twins": [asdict(twin) for twin in outcome.twins],
         "points": [asdict(point) for point in outcome.points],
@@ -83,7 +84,7 @@ def render(
         _comparison(outcome, settings),
         _facts(outcome, settings),
         _exact(outcome),
-        *(tables(outcome, settings) if explain else [_cuts(outcome)]),
+        *(tables(outcome, settings) if explain else [_cuts(outcome), _drops(outcome)]),
         _frontier(outcome),
         _remarks(outcome, explain, written or {}),
     ]
@@ -135,9 +136,11 @@ def _pairs() -> Table:
 def _facts(outcome: Outcome, settings: Settings) -> Table:
     """How units were chosen, and what the outputs lost, on which inputs, against which budget."""
     made, plan, evidence = _pairs(), outcome.plan, outcome.evidence
-    if plan.shrinks:
+    if plan.lossy:
+        chosen = f"units chosen by the {plan.geometry} geometry" if plan.shrinks else "no group cut"
+        dropped = f"{len(plan.drops)} residual branch{'es' if len(plan.drops) > 1 else ''} dropped"
         refitted = "what reads them refitted" if plan.repair else "nothing refitted"
-        made.add_row("method", f"units chosen by the {plan.geometry} geometry, {refitted}")
+        made.add_row("method", ", ".join((chosen, *([dropped] if plan.drops else []), refitted)))
     if evidence is None:
         return made
     if evidence.metric is not None and evidence.metric_before is not None and evidence.metric_after is not None:
@@ -188,6 +191,15 @@ def _cuts(outcome: Outcome) -> Table:
             made.add_row(cell(cut.group), units, readable.error(cut.predicted_error), saved)
     if len(shown) < len(cuts):
         made.add_row(f"and {len(cuts) - len(shown)} that save less (--explain lists all)", "", "", "")
+    return made
+
+
+def _drops(outcome: Outcome) -> Table:
+    numbers = ("nodes", "predicted error", "saves, modelled")
+    made = table("dropped branches", *numbers, numbers=numbers)
+    for drop in outcome.plan.drops:
+        saved = readable.duration(drop.seconds_saved, "not priced")
+        made.add_row(cell(drop.branch), str(len(drop.nodes)), readable.error(drop.predicted_error), saved)
     return made
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from passes.records import Group, Operator, Plan, Shrink, Twin
+from passes.records import Branch, Drop, Group, Operator, Plan, Shrink, Twin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,7 @@ class Variant:
 
     Attributes:
         shrinks: Group cuts, sorted by group name.
+        drops: Residual branches left out, sorted by name.
         after: Its profile.
         evidence: What was measured.
         within_budget: Whether it keeps to the budget of the settings.
@@ -109,6 +110,7 @@ class Variant:
     """
 
     shrinks: tuple[Shrink, ...]
+    drops: tuple[Drop, ...]
     after: Profile
     evidence: Evidence
     within_budget: bool
@@ -132,6 +134,7 @@ class Outcome:
         output: Where the model was written; None when it was not.
         seconds: Wall time of the run.
         frontier: Models along the way, where they were asked for.
+        branches: Every residual branch that could be left out.
     """
 
     model: onnx.ModelProto | None
@@ -147,3 +150,4 @@ class Outcome:
     seconds: float
     twins: tuple[Twin, ...] = ()
     frontier: tuple[Variant, ...] = ()
+    branches: tuple[Branch, ...] = ()

@@ -16,7 +16,7 @@ from passes import apply, plan
 from passes.candidates import Offer, widths
 from passes.plan import Market, Point
 from passes.progress import Progress
-from passes.records import Shrink
+from passes.records import Drop, Shrink
 from passes.results import Evidence, SearchPoint
 from passes.settings import Settings
 from passes.validate import Judge
@@ -61,6 +61,9 @@ LARGEST_STEP = 4.0
 FIRST_DAMAGE = 0.02
 """Predicted damage at which the search begins when the budget is a drop: a relative error of a seventh."""
 
+LEAST_DAMAGE = 1e-6
+"""Of a probe that does nothing: no edit is free."""
+
 PROBE_ERROR = 0.05
 """Depth, in residual of the group, at which its effect on the outputs is measured."""
 
@@ -71,6 +74,7 @@ class Found:
 
     point: Point
     cuts: tuple[Shrink, ...]
+    drops: tuple[Drop, ...] = ()
     model: onnx.ModelProto
     evidence: Evidence
 
@@ -84,10 +88,10 @@ def within(evidence: Evidence, settings: Settings) -> bool:
 
 
 def sensitivities(bench: apply.Bench, judge: Judge, step: int, tick: Callable[[int], None]) -> dict[str, float]:
-    """Output error per unit of a group's residual, measured: cut one group, fold, run, compare; nothing is assumed.
+    """Output error per unit of a group's residual, and of leaving a branch out: edit one, run, compare.
 
-    The error is the squared relative L2 of the worst output. A group whose probe does nothing gets a small share
-    instead of zero, so that its cuts are not free.
+    The error is the squared relative L2 of the worst output. A probe that does nothing gets a small share instead of
+    zero, so that its edit is not free.
     """
     result: dict[str, float] = {}
     for offer in bench.offers:
@@ -95,7 +99,13 @@ def sensitivities(bench: apply.Bench, judge: Judge, step: int, tick: Callable[[i
         width, residual = _probe(offer, step)
         cut = Shrink(group=name, units=offer.units, keep=offer.keep(width), predicted_error=residual)
         measured = judge.evidence(apply.shrink(bench, (cut,))).worst ** 2
-        result[name] = max(measured / residual, 1e-6) if residual > 0 else 1.0
+        result[name] = max(measured / residual, LEAST_DAMAGE) if residual > 0 else 1.0
+        tick(1)
+    repaired = bool(bench.recorded.targets)
+    for branch in bench.branches:
+        drop = Drop(branch=branch.name, nodes=branch.nodes, predicted_error=0.0)
+        probe = apply.shrink(bench, (), (drop,), foresee=repaired)
+        result[branch.name] = max(judge.evidence(probe).worst ** 2, LEAST_DAMAGE)
         tick(1)
     return result
 
@@ -290,17 +300,18 @@ def attempt(
 ) -> Found:
     """Carry one point of the way out and measure it."""
     cuts = plan.shrinks(point, bench.offers, sensitivity, market)
-    model = apply.shrink(bench, cuts)
+    drops = plan.drops(point, bench.branches, sensitivity, market)
+    model = apply.shrink(bench, cuts, drops, foresee=settings.repair and not mend)
     if mend:
         with progress.stage("repair", None) as tick:
             model = apply.mend(bench, model, cuts, progress=tick)
-    return Found(point=point, cuts=cuts, model=model, evidence=judge.evidence(model))
+    return Found(point=point, cuts=cuts, drops=drops, model=model, evidence=judge.evidence(model))
 
 
 def _record(found: Found, market: Market, good: bool) -> SearchPoint:
     return SearchPoint(
         modelled_seconds=found.point.seconds,
-        macs=market.macs(found.point.widths),
+        macs=market.without(found.point.drops).macs(found.point.widths),
         predicted_error=found.point.damage,
         measured_error=found.evidence.worst,
         drop=found.evidence.drop,

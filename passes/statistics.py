@@ -22,11 +22,21 @@ LARGEST_AXIS = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
-    """A tensor axis to measure."""
+    """A tensor axis to measure.
+
+    Attributes:
+        tensor: Its name.
+        axis: Of the tensor.
+        units: What the axis is made of.
+        beside: A second tensor of the same shape, whose units are measured behind the first one's; "" for none.
+        products: Whether second moments are wanted; without them there are means alone.
+    """
 
     tensor: str
     axis: int
     units: UnitAxis
+    beside: str = ""
+    products: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -36,7 +46,7 @@ class Moments:
     Attributes:
         count: Observations.
         mean: Shape (units,).
-        second: E[z z^T], shape (units, units).
+        second: E[z z^T], shape (units, units); (0, 0) where only means were wanted.
     """
 
     count: int
@@ -67,10 +77,11 @@ def collect(
 ) -> tuple[dict[tuple[str, int], Moments], dict[str, float]]:
     """Moments of every tap, and the variance per position, summed over the given axis, of every tensor in `scales`."""
     taps = tuple({(tap.tensor, tap.axis): tap for tap in taps}.values())
-    names = tuple(dict.fromkeys((*(tap.tensor for tap in taps), *scales)))
+    both = (name for tap in taps for name in (tap.tensor, tap.beside) if name)
+    names = tuple(dict.fromkeys((*both, *scales)))
     inputs = {value.name for value in model.graph.input}
     session = runtime.session(model, threads=threads, extra_outputs=[name for name in names if name not in inputs])
-    sums = {(tap.tensor, tap.axis): _Sum() for tap in taps}
+    sums = {(tap.tensor, tap.axis): _Sum(tap.products) for tap in taps}
     spread = {name: _Spread() for name in scales}
     for tap in taps:
         if tap.tensor in inputs:
@@ -78,7 +89,8 @@ def collect(
     for values in runtime.run_batches(session, feeds, batch):
         for tap in taps:
             if tap.tensor not in inputs:
-                sums[tap.tensor, tap.axis].add(observations(values[tap.tensor], tap.axis, tap.units))
+                rows = [observations(values[name], tap.axis, tap.units) for name in (tap.tensor, tap.beside) if name]
+                sums[tap.tensor, tap.axis].add(np.concatenate(rows, axis=1) if tap.beside else rows[0])
         for name, axis in scales.items():
             spread[name].add(values[name], axis)
     return {key: total.moments() for key, total in sums.items()}, {n: s.variance() for n, s in spread.items()}
@@ -87,7 +99,8 @@ def collect(
 class _Sum:
     """Sums about the mean of the first batch: float32 products then lose digits of the variance, not of the mean."""
 
-    def __init__(self) -> None:
+    def __init__(self, products: bool) -> None:
+        self.products = products
         self.count = 0
         self.origin: Array | None = None
         self.first: Floats | float = 0.0
@@ -99,12 +112,15 @@ class _Sum:
         rows = rows - self.origin
         self.count += len(rows)
         self.first = self.first + rows.sum(axis=0, dtype=np.float64)
-        self.second = self.second + (rows.T @ rows).astype(np.float64)
+        if self.products:
+            self.second = self.second + (rows.T @ rows).astype(np.float64)
 
     def moments(self) -> Moments:
         origin = np.asarray(self.origin, dtype=np.float64)
         moved = np.asarray(self.first) / self.count
         mean = origin + moved
+        if not self.products:
+            return Moments(count=self.count, mean=mean, second=np.zeros((0, 0)))
         second = np.asarray(self.second) / self.count - np.outer(moved, moved) + np.outer(mean, mean)
         return Moments(count=self.count, mean=mean, second=second)
 

@@ -5,7 +5,8 @@ A graph comes in and is only read; `Structure`s go out. Sizes are put to them by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -92,6 +93,17 @@ def structures(graph: gs.Graph) -> tuple[Structure, ...]:
             )
         )
     return tuple(found)
+
+
+def without(structures: Sequence[Structure], nodes: Container[str]) -> tuple[Structure, ...]:
+    """What is left when the named nodes go; where a node that stays read what they wrote, it reads nothing."""
+    gone = {name for structure in structures if structure.name in nodes for name in structure.outputs}
+    rest = (
+        (structure, tuple("" if name in gone else name for name in structure.operands))
+        for structure in structures
+        if structure.name not in nodes
+    )
+    return tuple(s if read == s.operands else replace(s, operands=read) for s, read in rest)
 
 
 def _element_bytes(tensor: gs.Tensor) -> int:

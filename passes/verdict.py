@@ -34,14 +34,14 @@ def verdict(outcome: Outcome, settings: Settings) -> Verdict:
     """Judge an outcome by its evidence and the budget, whatever the search believed."""
     plan, evidence = outcome.plan, outcome.evidence
     budget = _budget(settings)
-    if not plan.exact and not plan.shrinks:
+    if not plan.exact and not plan.lossy:
         cuts = "" if settings.exact_only else f" and no cut fits the budget ({budget})"
         return Verdict(word="UNCHANGED", text=f"no exact rewrite applies{cuts}")
     gains = [*_gains(outcome.before, outcome.after, plan.target), *_missed_speedup(outcome, settings)]
     if evidence is None:
         return Verdict(word="PLANNED", text=", ".join([*gains, "nothing was cut"]))
-    faults = _faults(evidence, settings, cut=bool(plan.shrinks))
-    if not plan.shrinks:
+    faults = _faults(evidence, settings, cut=plan.lossy)
+    if not plan.lossy:
         gains.insert(0, "exact rewrites only")
     closing = f"within budget ({budget})" if not faults else "; ".join(faults)
     word = "FAILED" if faults else "PASSED"

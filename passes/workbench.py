@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes import apply, candidates, coupling, inputs, parallel, runtime, statistics, targets, views
+from passes import apply, branches, candidates, coupling, inputs, parallel, runtime, statistics, targets, views
 from passes.memory import affordable
 from passes.progress import Progress
+from passes.records import Branch
 from passes.samples import Inputs
 from passes.settings import Settings
 
@@ -25,6 +27,7 @@ def measure(
     calibration: Inputs,
     settings: Settings,
     watch: Progress,
+    residual: Sequence[Branch] = (),
 ) -> apply.Bench:
     """Measure what all plans of one model share: moments, offers, and with repair what the original writes where.
 
@@ -36,11 +39,12 @@ def measure(
         calibration: As many of these inputs are walked through as memory allows; all of them give moments.
         settings: Geometry, repair, seed and threads.
         watch: Told of the walk.
+        residual: Branches that can be left out; their means are measured too.
     """
     scales = candidates.scales(found)
     moments, variance = statistics.collect(
         model,
-        candidates.taps(found),
+        (*candidates.taps(found), *branches.taps(residual, coupled)),
         dict(scales.values()),
         calibration.feeds,
         batch=RUN_SAMPLES,
@@ -89,6 +93,7 @@ def measure(
         graph=graph,
         coupling=coupled,
         offers=offers,
+        branches=tuple(residual),
         moments=moments,
         batches=batches,
         recorded=recorded,

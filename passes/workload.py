@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from backends import Backend, Cost, Demand, Kernel, Matrix, Window, Workload
-from passes.structure import Structure, structures
+from passes.structure import Structure, structures, without
 
 __all__ = ["Pricer", "Shape", "ShapeOf", "Structure", "price", "structures", "workload"]
 
 Shape = tuple[int, ...]
 ShapeOf = Callable[[str], Shape | None]
+_Form = tuple[object, ...]
+_Prices = dict[tuple[Shape | None, ...], Cost | None]
 
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
@@ -70,7 +72,10 @@ class Pricer:
     group changed costs a lookup for every kernel that the change does not touch.
     """
 
-    def __init__(self, structures: Sequence[Structure], backend: Backend) -> None:
+    def __init__(
+        self, structures: Sequence[Structure], backend: Backend, known: dict[_Form, _Prices] | None = None
+    ) -> None:
+        self._structures = tuple(structures)
         named = {structure.name: structure for structure in structures}
         if len(named) < len(structures):
             raise ValueError("expected nodes with unique names; name the nodes of the graph first")
@@ -85,7 +90,8 @@ class Pricer:
             tuple(dict.fromkeys(name for member in slot.members for name in member.tensors)) for slot in self._kernels
         )
         # Kernels that differ by names alone share what is known of their prices.
-        alike: dict[_Form, dict[tuple[Shape | None, ...], Cost | None]] = {}
+        alike: dict[_Form, _Prices] = {} if known is None else known
+        self._alike = alike
         self._known = tuple(
             alike.setdefault(_form(slot, tensors), {})
             for slot, tensors in zip(self._kernels, self._tensors, strict=True)
@@ -112,6 +118,19 @@ class Pricer:
     def touching(self, tensors: Container[str]) -> tuple[int, ...]:
         """Numbers of the kernels that read or write one of the tensors."""
         return tuple(i for i, names in enumerate(self._tensors) if any(name in tensors for name in names))
+
+    def without(self, nodes: Container[str]) -> Pricer:
+        """A pricer of the graph without some nodes, fused anew."""
+        return Pricer(without(self._structures, nodes), self._backend, self._alike)
+
+    def nodes(self, numbers: Iterable[int]) -> frozenset[str]:
+        """Names of the nodes in some kernels."""
+        return frozenset(member.name for number in numbers for member in self._kernels[number].members)
+
+    def differing(self, other: Pricer) -> tuple[int, ...]:
+        """Numbers of the kernels that another pricer, of a part of the same graph, does not have just so."""
+        theirs = set(other._kernels)
+        return tuple(number for number, slot in enumerate(self._kernels) if slot not in theirs)
 
     def partial(self, numbers: Iterable[int], shape_of: ShapeOf) -> Cost | None:
         """Modelled cost of some kernels alone: what a planner re-prices after one group changed."""
@@ -167,9 +186,6 @@ class _Slot:
     members: tuple[Structure, ...]
     layout: str
     blocked: bool
-
-
-_Form = tuple[object, ...]
 
 
 def _form(slot: _Slot, tensors: Sequence[str]) -> _Form:

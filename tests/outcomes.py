@@ -44,6 +44,7 @@ PLAN = Plan(
     inputs_digest=None,
     geometry="kernel",
     repair=True,
+    depth=True,
     seed=0,
     exact=(
         Step(rewrite="collapse_linear", subject="stem", nodes=("stem", "bn"), seconds_saved=1.25e-6),

@@ -29,7 +29,10 @@ GRAPH_KEEPERS = {
     ),
     *(f"passes.{stage}" for stage in ("regions", "nodeforms", "sizes", "siblings", "noops", "twin_units")),
     *(f"passes.{stage}" for stage in ("outlines", "vectors")),
-    *(f"passes.{stage}" for stage in ("view", "signatures", "tracing", "coupling", "candidates", "targets")),
+    *(
+        f"passes.{stage}"
+        for stage in ("view", "signatures", "tracing", "coupling", "branches", "candidates", "targets")
+    ),
     # Where a private copy is edited or handed on.
     *(f"passes.{stage}" for stage in ("apply", "workbench", "appraisal", "annotated", "exact")),
     *(module for module in FILES if module.startswith("passes.rewrites")),

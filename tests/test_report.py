@@ -17,7 +17,7 @@ from outcomes import AFTER, BEFORE, EVIDENCE, LABELLED, OUTCOME, PLAN, PLANNED, 
 from rich.console import Console
 
 from passes import report
-from passes.records import Group, Plan, Refusal, Shrink, Step
+from passes.records import Branch, Drop, Group, Plan, Refusal, Shrink, Step
 from passes.results import Outcome, OutputDrift
 from passes.settings import Settings
 from passes.verdict import EXACT_ERROR, verdict
@@ -98,6 +98,47 @@ def test_a_long_list_of_cuts_is_shortened_but_explain_has_all() -> None:
     assert "and 5 that save less (--explain lists all)" in short
     assert [f"g{i:02}" in short for i in range(25)] == [False] * 5 + [True] * 20
     assert all(f"g{i:02} 8 1 cut" in full for i in range(25))
+
+
+DROPS = (
+    Drop(branch="add", nodes=("idle one",), predicted_error=0.0345, seconds_saved=7e-5),
+    Drop(branch="other add", nodes=("idle two", "head"), predicted_error=0.001, seconds_saved=None),
+)
+BRANCHES = tuple(
+    Branch(name=name, tensor="t", stays="s", slot=0, axis=1, rank=4, nodes=nodes, groups=groups)
+    for name, nodes, groups in (
+        ("add", ("idle one",), ("left",)),
+        ("other add", ("idle two", "head"), ()),
+        ("third", ("a", "b"), ()),
+        ("fourth", ("c", "d"), ()),
+    )
+)
+DEEP = replace(OUTCOME, plan=replace(PLAN, drops=DROPS), branches=BRANCHES)
+
+
+def test_dropped_branches_are_told_with_what_stands_in_their_place() -> None:
+    lines = _lines(DEEP)
+    assert "dropped branches nodes predicted error saves, modelled" in lines
+    assert "add 1 0.0345 70.0 us" in lines
+    assert "other add 2 0.001 not priced" in lines
+    assert any("2 residual branches dropped, what reads them refitted" in line for line in lines)
+    only = _lines(replace(DEEP, plan=replace(DEEP.plan, shrinks=(), exact=(), drops=DROPS[:1])))
+    assert any("no group cut, 1 residual branch dropped" in line for line in only)
+    assert only[-1].startswith("PASSED")
+
+
+def test_explain_lists_every_branch_and_what_went_with_it() -> None:
+    lines = _lines(DEEP, explain=True)
+    for expected in (
+        "add 1 dropped for its mean, saves 70.0 us modelled, predicted error 0.0345",
+        "other add 2 dropped for its mean, not priced, predicted error 0.001",
+        "third, fourth 2 not chosen within the budget",
+        "left 32 32 went with the branch of add",
+        "idle one Gemm 8 x 8 dropped with the branch of add",
+    ):
+        assert expected in lines
+    stored = json.loads(report.to_json(DEEP, LABELLED))
+    assert [branch["name"] for branch in stored["branches"]] == ["add", "other add", "third", "fourth"]
 
 
 def test_explain_lists_every_group_operator_refusal_and_point() -> None:

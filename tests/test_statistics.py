@@ -36,6 +36,26 @@ def flat() -> onnx.ModelProto:
     return build(FLAT, {"w1": (6, 3, 3, 3), "w2": (5, 96), "b2": (5,)})
 
 
+def test_two_tensors_are_measured_side_by_side(conv: onnx.ModelProto) -> None:
+    """The moments of a tap with another tensor beside it are those of both, the first one's units first."""
+    feeds = feeds_of(conv, 10)
+    tap = Tap(tensor="y", axis=1, units=axis(4), beside="r")
+    moments, _ = collect(conv, [tap], {}, feeds, batch=4)
+    session = runtime.session(conv, extra_outputs=["r"])
+    values = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+    rows = np.concatenate([np.moveaxis(values[n], 1, -1).reshape(-1, values[n].shape[1]) for n in ("y", "r")], axis=1)
+    np.testing.assert_allclose(moments["y", 1].mean, rows.mean(axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moments["y", 1].second, rows.T @ rows / len(rows), rtol=1e-3, atol=1e-5)
+
+
+def test_means_alone_are_those_of_the_moments(conv: onnx.ModelProto) -> None:
+    feeds = feeds_of(conv, 10)
+    taps = [Tap(tensor="r", axis=1, units=axis(6), products=products) for products in (True, False)]
+    both, bare = (collect(conv, [tap], {}, feeds, batch=4)[0]["r", 1] for tap in taps)
+    np.testing.assert_array_equal(both.mean, bare.mean)
+    assert bare.second.shape == (0, 0) and bare.count == both.count
+
+
 def axis(units: int, lead: int = 1, trail: int = 1) -> UnitAxis:
     return UnitAxis(lead, Atom(1, units), trail)
 
