@@ -109,12 +109,14 @@ class Kernel:
             plain order; "leave": the head needs plain order and reads a blocked tensor; "stay": it works on
             blocks when its channels are whole blocks; "" when there is no question.
         blocked: Whether the maps that it reads and writes are stored in blocks of channels, padded to whole ones.
+        written_as: Operator type that the runtime puts in the place of all of them; "" when they stay what they are.
     """
 
     head: Workload
     epilogue: tuple[Workload, ...] = ()
     layout: str = ""
     blocked: bool = True
+    written_as: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,16 +146,21 @@ class Demand:
     Attributes:
         launch: "matrix", "matmul", "vector", or "free" for a kernel that moves nothing.
         woken: Cores that a vector kernel wakes.
+        workers: Cores that share the kernel's work; 0 where the chip's cores share whatever can be shared.
         macs: Multiply-accumulates without padding.
         padded_macs: With channels and rows filled up to whole tiles, on all cores.
         core_macs: Of the busiest core, idle rounds and alignment cliffs included.
+        product_macs: The same for convolutions that run as matrix products of copied maps.
         depthwise_macs: The same for depthwise work where the chip has a kernel of its own for it.
         adds: Vector work of all cores, in additions.
         drained: Elements that leave the matrix unit, each time that they leave it.
         products: Matrix products called one by one inside the kernel.
         rows: Rows of a map that are walked one by one: copied in front of a product, or depthwise.
         copied: Elements copied in front of a product.
+        strided: Elements copied one by one, because the window steps over some.
         resident_bytes: Of activations, through the fast memory.
+        near_bytes: Of activations, through the memory between the fast and the large one.
+        walked_bytes: Of constants that no core can keep, read again for every row or image.
         streamed_bytes: Of activations, through the large memory.
         weight_bytes: Of constants, read once.
         conversions: Layout conversions that the kernel forces.
@@ -164,16 +171,21 @@ class Demand:
 
     launch: str
     woken: int = 0
+    workers: int = 0
     macs: int = 0
     padded_macs: float = 0.0
     core_macs: float = 0.0
+    product_macs: float = 0.0
     depthwise_macs: float = 0.0
     adds: float = 0.0
     drained: float = 0.0
     products: float = 0.0
     rows: float = 0.0
     copied: float = 0.0
+    strided: float = 0.0
     resident_bytes: float = 0.0
+    near_bytes: float = 0.0
+    walked_bytes: float = 0.0
     streamed_bytes: float = 0.0
     weight_bytes: float = 0.0
     conversions: int = 0

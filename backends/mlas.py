@@ -7,27 +7,35 @@ Source: ONNX Runtime, onnxruntime/core/mlas and core/optimizer/nchwc_transformer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from backends.base import Demand, Fact, Kernel, Matrix, Workload
 from backends.demand import activation_elements, ceil, countable, folded, launch, pad, stored, vector_adds
-from backends.vocabulary import CONVOLUTIONS, GATHERS, RESHAPES
+from backends.vocabulary import CHANNEL_CUTS, CONVOLUTIONS, GATHERS, RESHAPES
 
 if TYPE_CHECKING:
     from backends.model import Backend
 
 _POINTWISE_DEPTH = 128
-"""Channels in that a pointwise convolution, or a product, sums before it writes to memory."""
+"""Channels in that a pointwise convolution sums before it writes to memory."""
+_PACKED_DEPTH, _STRIP, _LEAST_STRIP = 256, 128, 16
+"""What a product sums before it writes to memory where its weights were packed before the run; columns of a strip
+of products where they are packed in it, which are traded for depth down to the least strip."""
+_MACS_A_THREAD = 1 << 16
+"""Multiply-accumulates for which one thread more is asked to help with a product."""
+_CYCLES_A_THREAD, _CYCLES_AN_ADDITION = 1e5, 3.0
+"""Cycles of work that the runtime wants to see for each thread, and what it takes an addition to cost."""
+_ALONE = CHANNEL_CUTS | GATHERS | {"Transpose", "Pad", "Expand", "Tile", "ScatterND", "BatchNormalization"}
+"""Operators that one thread works on whatever is asked."""
 
 
 def demand(chip: Backend, kernel: Kernel) -> Demand | None:
     """Count one kernel; None when it cannot be counted."""
-    head = kernel.head
-    members = (head, *kernel.epilogue)
-    if not all(map(countable, members)):
+    if not all(map(countable, (kernel.head, *kernel.epilogue))):
         return None
+    head, members = _members(kernel)
     on_blocks = _on_blocks(chip, kernel)
     converted = _converted(chip, kernel, on_blocks)
     if head.op_type in chip.free:
@@ -37,41 +45,78 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
     block = int(chip.tile_out.value) if on_blocks else 1
     element = chip.element_bytes.value
     activations = element * activation_elements(chip, members, block)
-    resident = min(activations, chip.fast_bytes.value)
     work = _matrix(chip, head.matrix, on_blocks)
     adds = sum(vector_adds(chip, one, block) for one in members if not folded(one, head))
     if head.op_type in ("MaxPool", "AveragePool") and not on_blocks:
         adds *= _value(chip.plain_max_pool if head.op_type == "MaxPool" else chip.plain_average_pool, 1.0)
+    workers = work.workers if head.matrix is not None else _workers(chip, head.op_type, adds)
+    resident = min(activations, chip.fast_bytes.value)
+    kept = resident if chip.core_bytes is None else min(resident, workers * chip.core_bytes.value)
     return Demand(
         launch=launch(head),
+        workers=workers,
         macs=sum(member.matrix.macs for member in members if member.matrix is not None),
         adds=adds,
-        resident_bytes=resident,
+        resident_bytes=kept,
+        near_bytes=resident - kept,
         streamed_bytes=activations - resident,
         weight_bytes=element * sum(_weight_elements(one) for one in members),
         conversions=len(converted),
         reordered=float(sum(converted)),
         padded_macs=work.padded,
         core_macs=work.core,
+        product_macs=work.as_products,
         depthwise_macs=work.depthwise,
         drained=work.drained,
         products=work.products,
         rows=work.rows,
         copied=work.copied,
+        strided=work.strided,
+        walked_bytes=element * work.walked,
     )
+
+
+def _members(kernel: Kernel) -> tuple[Workload, tuple[Workload, ...]]:
+    """The head and all nodes; where the runtime has one operator for all, that one alone."""
+    if not kernel.written_as:
+        return kernel.head, (kernel.head, *kernel.epilogue)
+    last = kernel.epilogue[-1]
+    head = replace(
+        kernel.head,
+        op_type=kernel.written_as,
+        elements=last.elements,
+        channels_out=last.channels_out,
+        last_axis=last.last_axis,
+        outputs=last.outputs,
+        activation_elements_in=kernel.head.activation_elements_in // max(1, len(kernel.head.inputs)),
+        inputs=kernel.head.inputs[:1],
+    )
+    return head, (head,)
+
+
+def _workers(chip: Backend, op_type: str, adds: float) -> int:
+    """Threads that the runtime's pool gives to vector work of that size."""
+    if op_type in _ALONE or op_type in RESHAPES:
+        return 1
+    helped = (adds * _CYCLES_AN_ADDITION - _CYCLES_A_THREAD) / _CYCLES_A_THREAD + 0.9
+    return max(1, min(int(chip.cores.value), int(helped)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What a matrix kernel alone adds to the demand, under the same names."""
+    """What a matrix kernel alone adds to the demand, under the same names; `walked` are elements."""
 
+    workers: int = 1
     padded: float = 0.0
     core: float = 0.0
+    as_products: float = 0.0
     depthwise: float = 0.0
     drained: float = 0.0
     products: float = 0.0
     rows: float = 0.0
     copied: float = 0.0
+    strided: float = 0.0
+    walked: float = 0.0
 
 
 def _matrix(chip: Backend, matrix: Matrix | None, on_blocks: bool) -> _Work:
@@ -112,8 +157,15 @@ def _blocked(chip: Backend, matrix: Matrix) -> _Work:
     else:
         passes = ceil(depth, _POINTWISE_DEPTH if point else int(chip.tile_in.value))
     units = lines * (blocks if depthwise else full + (rest > 0))
-    busy = ceil(units, int(chip.cores.value)) / units
+    busy = _busy(chip, units)
+    # Lines follow one another under one set of filters, sets under one image.
+    weights = groups * depth * matrix.taps * blocks * lanes
+    walks = 1 if depthwise or _kept(chip, weights) else matrix.images
+    if not (depthwise or point or _kept(chip, min(blocks, largest) * lanes * depth * matrix.taps)):
+        walks = matrix.images * axes[0][1]
     return _Work(
+        workers=min(int(chip.cores.value), units),
+        walked=float((walks - 1) * weights),
         padded=float(matrix.m * groups * depth * matrix.taps * blocks * lanes),
         core=0.0 if depthwise else macs * busy,
         depthwise=macs * busy if depthwise else 0.0,
@@ -132,15 +184,28 @@ def _copied(chip: Backend, matrix: Matrix) -> _Work:
     in_place = matrix.taps == 1 and (window is None or window.reads == window.writes)
     height = positions if window is None else window.writes[0]
     slots = _panels(chip, matrix.n) * ceil(positions, _columns(chip)) * depth
-    lanes = int(chip.tile_out.value)
+    lanes, strip = int(chip.tile_out.value), _strip(positions, depth)
+    cores = int(chip.cores.value)
+    # Images and groups are dealt out whole; one alone is cut into strips of positions, or of rows when it has more.
+    units = products if products > 1 else ceil(positions, _columns(chip))
+    workers = min(cores, units) if products > 1 else min(cores, units, 1 + matrix.n * positions * depth // _MACS_A_THREAD)
+    elements = float(products * depth * positions)
+    # More filters than positions: the whole map is copied out by one thread before the others help.
+    serial = workers if not in_place and products == 1 and matrix.n > positions else 1
+    stepping = window is not None and window.reads[0] >= 2 * window.writes[0] - 1 and window.writes[0] > 1
+    weights = matrix.n * depth
+    walks = 1 if _kept(chip, weights) else images * ceil(positions, strip)
     return _Work(
+        workers=workers,
         padded=float(products * matrix.n * pad(positions, _columns(chip)) * depth),
-        core=float(products * slots * lanes) * _busy(chip, products * ceil(positions, _columns(chip))),
-        drained=float(products * matrix.n * positions * ceil(depth, _POINTWISE_DEPTH)),
-        products=float(products),
-        rows=0.0 if in_place else float(products * depth * height),
-        # Copied out of the map, and packed for the product unless it has one row.
-        copied=float(products * depth * positions) * ((not in_place) + (matrix.n > 1)),
+        as_products=float(products * slots * lanes) * ceil(units, workers) / units,
+        drained=float(products * matrix.n * positions * ceil(depth, _STRIP * _STRIP // strip)),
+        products=float(ceil(products, workers)),
+        rows=0.0 if in_place else float(products * depth * height) * serial,
+        # Packed for the product unless it has one row, and copied out of the map before.
+        copied=elements * (matrix.n > 1) + (0.0 if in_place or stepping else elements * serial),
+        strided=elements * serial if stepping and not in_place else 0.0,
+        walked=float((walks - 1) * weights * matrix.count),
     )
 
 
@@ -148,11 +213,19 @@ def _product(chip: Backend, matrix: Matrix) -> _Work:
     """A matrix product: weights are packed before the first run, an activation on the right is packed in every one."""
     slots = _panels(chip, matrix.m) * ceil(matrix.n, _columns(chip)) * matrix.channels
     strips = ceil(matrix.n, _columns(chip))
+    cores, panels = int(chip.cores.value), ceil(matrix.m, int(_value(chip.product_rows, 1)))
+    work = matrix.count * matrix.m * matrix.n * matrix.channels
+    workers = min(cores, 1 + work // _MACS_A_THREAD, max(1, matrix.count * max(strips, panels)))
+    units = matrix.count * (strips if matrix.n > matrix.m else panels)
+    left = matrix.m * matrix.channels
+    walks = 1 if _kept(chip, left) else ceil(matrix.n, _STRIP)
     return _Work(
+        workers=workers,
+        walked=float((walks - 1) * left * matrix.count),
         padded=float(matrix.count * matrix.m * matrix.channels * strips * _columns(chip)),
-        core=float(matrix.count * slots * int(chip.tile_out.value)) * _busy(chip, matrix.count * strips),
-        drained=float(matrix.count * matrix.m * matrix.n * ceil(matrix.channels, _POINTWISE_DEPTH)),
-        products=float(matrix.count),
+        core=float(matrix.count * slots * int(chip.tile_out.value)) * ceil(units, workers) / units,
+        drained=float(matrix.count * matrix.m * matrix.n * ceil(matrix.channels, _PACKED_DEPTH)),
+        products=float(ceil(matrix.count, workers)),
         copied=0.0 if matrix.constant_weights else float(matrix.count * matrix.channels * matrix.n),
     )
 
@@ -166,6 +239,23 @@ def _panels(chip: Backend, rows: int) -> float:
         return float(vectors)
     full, rest = divmod(rows, panel)
     return full * _filled(chip, panel * vectors) + (_filled(chip, rest * vectors) if rest else 0.0)
+
+
+def _strip(positions: int, depth: int) -> int:
+    """Columns of a product that are packed at once: the runtime trades them for depth, and the other way round."""
+    strip = _STRIP
+    if positions >= depth:
+        while strip < _STRIP * _STRIP and _STRIP * _STRIP // strip // 2 >= max(1, depth):
+            strip *= 2
+    else:
+        while strip > _LEAST_STRIP and strip // 2 >= positions:
+            strip //= 2
+    return strip
+
+
+def _kept(chip: Backend, elements: int) -> bool:
+    """Whether a core can keep constants of that many elements while it works through the rows that need them."""
+    return chip.core_bytes is None or elements * chip.element_bytes.value <= chip.core_bytes.value
 
 
 def _columns(chip: Backend) -> int:
