@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from backends.base import Demand, Fact, Kernel, Matrix, Workload
 from backends.demand import activation_elements, ceil, countable, folded, launch, pad, stored, vector_adds
-from backends.vocabulary import CHANNEL_CUTS, CONVOLUTIONS, GATHERS, RESHAPES
+from backends.vocabulary import CHANNEL_CUTS, CONVOLUTIONS, GATHERS, REDUCTIONS, RESHAPES
 
 if TYPE_CHECKING:
     from backends.model import Backend
@@ -27,7 +27,9 @@ _MACS_A_THREAD = 1 << 16
 """Multiply-accumulates for which one thread more is asked to help with a product."""
 _CYCLES_A_THREAD, _CYCLES_AN_ADDITION = 1e5, 3.0
 """Cycles of work that the runtime wants to see for each thread, and what it takes an addition to cost."""
-_ALONE = CHANNEL_CUTS | GATHERS | {"Transpose", "Pad", "Expand", "Tile", "ScatterND", "BatchNormalization"}
+_MOVES = CHANNEL_CUTS | GATHERS | {"Transpose", "Pad", "Expand", "Tile", "ScatterND"}
+_SUMS = REDUCTIONS | {"Softmax", "LogSoftmax", "LayerNormalization"}
+_ALONE = _MOVES | {"BatchNormalization"}
 """Operators that one thread works on whatever is asked."""
 
 
@@ -40,8 +42,8 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
     converted = _converted(chip, kernel, on_blocks)
     if head.op_type in chip.free:
         # The runtime removes some of these before the first run; a reshape stays, and is a node like others.
-        stays = "vector" if head.op_type in RESHAPES else "free"
-        return Demand(launch=stays, conversions=len(converted), reordered=float(sum(converted)))
+        stays = "shape" if head.op_type in RESHAPES else "free"
+        return Demand(launch=stays, helpers=head.helpers, conversions=len(converted), reordered=float(sum(converted)))
     block = int(chip.tile_out.value) if on_blocks else 1
     element = chip.element_bytes.value
     activations = element * activation_elements(chip, members, block)
@@ -53,12 +55,13 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
     resident = min(activations, chip.fast_bytes.value)
     kept = resident if chip.core_bytes is None else min(resident, workers * chip.core_bytes.value)
     return Demand(
-        launch=launch(head),
+        launch=_launch(head),
+        helpers=sum(one.helpers for one in members),
         workers=workers,
         macs=sum(member.matrix.macs for member in members if member.matrix is not None),
         adds=adds,
         resident_bytes=kept,
-        near_bytes=resident - kept,
+        near_bytes=resident - kept + element * work.again,
         streamed_bytes=activations - resident,
         weight_bytes=element * sum(_weight_elements(one) for one in members),
         conversions=len(converted),
@@ -71,6 +74,7 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
         products=work.products,
         rows=work.rows,
         copied=work.copied,
+        packed=work.packed,
         strided=work.strided,
         walked_bytes=element * work.walked,
     )
@@ -94,6 +98,12 @@ def _members(kernel: Kernel) -> tuple[Workload, tuple[Workload, ...]]:
     return head, (head,)
 
 
+def _launch(head: Workload) -> str:
+    if head.op_type in _MOVES:
+        return "move"
+    return "rows" if head.op_type in _SUMS else launch(head)
+
+
 def _workers(chip: Backend, op_type: str, adds: float) -> int:
     """Threads that the runtime's pool gives to vector work of that size."""
     if op_type in _ALONE or op_type in RESHAPES:
@@ -104,7 +114,7 @@ def _workers(chip: Backend, op_type: str, adds: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What a matrix kernel alone adds to the demand, under the same names; `walked` are elements."""
+    """What a matrix kernel alone adds to the demand, under the same names; `again` and `walked` are elements."""
 
     workers: int = 1
     padded: float = 0.0
@@ -115,7 +125,9 @@ class _Work:
     products: float = 0.0
     rows: float = 0.0
     copied: float = 0.0
+    packed: float = 0.0
     strided: float = 0.0
+    again: float = 0.0
     walked: float = 0.0
 
 
@@ -165,7 +177,7 @@ def _blocked(chip: Backend, matrix: Matrix) -> _Work:
         walks = matrix.images * axes[0][1]
     return _Work(
         workers=min(int(chip.cores.value), units),
-        walked=float((walks - 1) * weights),
+        again=float((walks - 1) * weights),
         padded=float(matrix.m * groups * depth * matrix.taps * blocks * lanes),
         core=0.0 if depthwise else macs * busy,
         depthwise=macs * busy if depthwise else 0.0,
@@ -203,7 +215,8 @@ def _copied(chip: Backend, matrix: Matrix) -> _Work:
         products=float(ceil(products, workers)),
         rows=0.0 if in_place else float(products * depth * height) * serial,
         # Packed for the product unless it has one row, and copied out of the map before.
-        copied=elements * (matrix.n > 1) + (0.0 if in_place or stepping else elements * serial),
+        packed=elements if in_place and matrix.n > 1 else 0.0,
+        copied=0.0 if in_place else elements * (matrix.n > 1) + (0.0 if stepping else elements * serial),
         strided=elements * serial if stepping and not in_place else 0.0,
         walked=float((walks - 1) * weights * matrix.count),
     )

@@ -58,6 +58,7 @@ class Backend:
         product_start: Seconds to start each of the products inside a kernel, one for every group and image.
         row_start: Seconds to start each row of a map that is copied, or convolved depthwise.
         copy: Vector work of copying one element in front of a product, in additions.
+        pack: The same where a product takes it from the map itself.
         strided_copy: The same where the window steps over some.
         reorder: Vector work of converting the layout of one element, in additions.
         plain_max_pool: Factor of a MaxPool off the blocked layout.
@@ -69,6 +70,9 @@ class Backend:
         launch_matrix: Seconds to start a matrix kernel.
         launch_matmul: The same of a matrix product, where it differs from a convolution's.
         launch_vector: Seconds to start any other kernel.
+        launch_shape: Seconds of a node that only says how a tensor is read, where such nodes run.
+        launch_move: Seconds to start one that copies parts of a tensor, where it differs from `launch_vector`.
+        launch_rows: The same of one that sums over rows.
         launch_layout: Seconds to start a layout conversion.
         fork: Seconds more for a kernel that several cores share.
         core_start: Seconds more for every core that a vector kernel wakes.
@@ -83,7 +87,7 @@ class Backend:
         fast_bytes: Activations up to this size stay in the fast memory.
         core_bytes: A core's own part of it, where the rest has a rate of its own.
         near_bandwidth: Bytes per second of the rest.
-        walk_bandwidth: Of constants that are read from it again and again.
+        walk_bandwidth: Of constants off the blocks that are read from it again and again.
         row_block: Softmax rows that are not its multiples are slow.
         unaligned_row: By this factor.
         vector: Price of vector work relative to Add, by operator type.
@@ -123,6 +127,7 @@ class Backend:
     product_start: Fact | None = None
     row_start: Fact | None = None
     copy: Fact | None = None
+    pack: Fact | None = None
     strided_copy: Fact | None = None
     reorder: Fact | None = None
     plain_max_pool: Fact | None = None
@@ -132,6 +137,9 @@ class Backend:
     launch_matrix: Fact
     launch_matmul: Fact | None = None
     launch_vector: Fact
+    launch_shape: Fact | None = None
+    launch_move: Fact | None = None
+    launch_rows: Fact | None = None
     launch_layout: Fact
     serial: Fact | None = None
     drain: Fact | None = None
@@ -234,14 +242,16 @@ class Backend:
 
     def _launch(self, asked: Demand) -> float:
         shared = 0.0 if self.fork is None or asked.workers < 2 else self.fork.value
+        shared += 0.0 if self.launch_shape is None else asked.helpers * self.launch_shape.value
         if asked.launch == "matmul":
             return (self.launch_matmul or self.launch_matrix).value + shared
         if asked.launch == "matrix":
             return self.launch_matrix.value + shared
         if asked.launch == "free":
-            return 0.0
+            return shared
+        own = {"shape": self.launch_shape, "move": self.launch_move, "rows": self.launch_rows}.get(asked.launch)
         woken = 0.0 if self.core_start is None else asked.woken * self.core_start.value
-        return self.launch_vector.value + woken + shared
+        return (own or self.launch_vector).value + woken + shared
 
     def _matrix(self, asked: Demand) -> float:
         seconds = asked.core_macs / self.core_macs_per_second.value
@@ -257,6 +267,7 @@ class Backend:
     def _vector(self, asked: Demand) -> float:
         adds = asked.adds if self.drain is None else asked.adds + asked.drained * self.drain.value
         adds += 0.0 if self.copy is None else asked.copied * self.copy.value
+        adds += 0.0 if self.pack is None else asked.packed * self.pack.value
         adds += 0.0 if self.strided_copy is None else asked.strided * self.strided_copy.value
         return adds / ((asked.workers or self.cores.value) * self.core_adds_per_second.value)
 

@@ -60,6 +60,7 @@ def workload(structure: Structure, shape_of: ShapeOf) -> Workload | None:
         weight_elements=sum(count for count, _ in weights),
         inputs=structure.inputs,
         outputs=tuple(name for name in structure.outputs if name),
+        helpers=structure.helpers,
     )
 
 
@@ -187,6 +188,7 @@ def _form(slot: _Slot, tensors: Sequence[str]) -> _Form:
             member.transpose_a,
             member.transpose_b,
             member.equation,
+            member.helpers,
         )
         for member in slot.members
     )
