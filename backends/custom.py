@@ -28,13 +28,15 @@ WHOLE = frozenset(
     (
         *("cores", "tile_rows", "tile_in", "tile_out", "matmul_tile_in", "filter_set", "direct_channels"),
         *("columns", "in_flight", "band_rows", "blocks", "product_rows", "product_columns"),
-        *("alignment", "stored_block", "layout_block", "row_block", "element_bytes", "fast_bytes", "core_grain"),
+        *("alignment", "stored_block", "layout_block", "row_block", "element_bytes", "fast_bytes", "core_bytes"),
+        "core_grain",
     )
 )
 """Facts that count something."""
 
-_SETS = {"epilogues": KNOWN, "free": KNOWN, "block_bound": KNOWN, "keeps_blocks": KNOWN}
-_TOP = ("name", "like", "channel_step", "residual", "deals_images", *_SETS, "facts", "vector", "without")
+_SETS = dict.fromkeys(("epilogues", "product_epilogues", "bare", "free", "block_bound", "keeps_blocks"), KNOWN)
+_FLAGS = ("residual", "deals_images", "written_as")
+_TOP = ("name", "like", "channel_step", *_FLAGS, *_SETS, "facts", "vector", "without")
 _FACT_KEYS = ("value", "source", "assumed")
 
 
@@ -77,7 +79,7 @@ def _build(content: Mapping[str, Any], stem: str, known: Callable[[str], Backend
     changes: dict[str, Any] = {"name": name.lower(), "family": family}
     if "channel_step" in content:
         changes["channel_step"] = _positive_whole(content["channel_step"], "channel_step")
-    for field in ("residual", "deals_images"):
+    for field in _FLAGS:
         if field in content:
             changes[field] = _typed(content, field, bool, False)
     for field, allowed in _SETS.items():

@@ -13,12 +13,12 @@ from backends.base import Kernel, Workload
 from backends.vocabulary import CONVOLUTIONS
 
 _Group = tuple[Workload, tuple[Workload, ...], str]
-_NORM = Counter("ReduceMean Sub Pow ReduceMean Add Sqrt Div Mul Add".split())
+_NORM = Counter(["ReduceMean", "Sub", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"])
 _SPELLINGS = (
     ("LayerNormalization", frozenset({"ReduceMean", "Sub"}), _NORM),
-    ("Gelu", frozenset({"Div", "Mul"}), Counter("Div Erf Add Mul Mul".split())),
-    ("Gelu", frozenset({"Mul"}), Counter("Mul Erf Add Mul Mul".split())),
-    ("FastGelu", frozenset({"Pow", "Add", "Mul"}), Counter("Pow Mul Add Mul Tanh Add Mul Mul".split())),
+    ("Gelu", frozenset({"Div", "Mul"}), Counter(["Div", "Erf", "Add", "Mul", "Mul"])),
+    ("Gelu", frozenset({"Mul"}), Counter(["Mul", "Erf", "Add", "Mul", "Mul"])),
+    ("Gelu", frozenset({"Pow", "Add", "Mul"}), Counter(["Pow", "Mul", "Add", "Mul", "Tanh", "Add", "Mul", "Mul"])),
 )
 """Operator, types that read its input, and how exporters spell it out."""
 

@@ -79,7 +79,12 @@ class Pricer:
         kernels = backend.fuse(skeletons)
         self._backend = backend
         self._kernels = tuple(
-            _Slot(members=tuple(named[w.name] for w in (k.head, *k.epilogue)), layout=k.layout, blocked=k.blocked, written_as=k.written_as)
+            _Slot(
+                members=tuple(named[w.name] for w in (k.head, *k.epilogue)),
+                layout=k.layout,
+                blocked=k.blocked,
+                written_as=k.written_as,
+            )
             for k in kernels
         )
         self._tensors = tuple(

@@ -20,7 +20,17 @@ Array = npt.NDArray[np.float64]
 
 RATES = (
     *("launch_matrix", "launch_matmul", "launch_vector", "launch_layout", "core_start", "fork", "run_seconds"),
-    *("launch_shape", "launch_move", "launch_rows", "product_start", "row_start", "copy", "pack", "strided_copy", "reorder"),
+    *(
+        "launch_shape",
+        "launch_move",
+        "launch_rows",
+        "product_start",
+        "row_start",
+        "copy",
+        "pack",
+        "strided_copy",
+        "reorder",
+    ),
     *("matrix_efficiency", "matmul_efficiency", "depthwise_macs_per_second", "core_adds_per_second", "drain", "serial"),
     *("memory_efficiency", "bandwidth", "fast_bandwidth", "near_bandwidth", "walk_bandwidth", "weight_bandwidth"),
 )
