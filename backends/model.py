@@ -31,6 +31,8 @@ class Backend:
         product_epilogues: The same behind a Gemm, where they differ from those of a convolution.
         bare: Matrix operators behind which nothing is fused.
         written_as: Whether the runtime puts one operator in the place of a spelled-out normalisation or Gelu.
+        toolchain: The chip whose toolchain takes its models, as `family:variant`; None for a chip of a family with one of its
+            own, "" where nobody said.
         residual: Whether a fused operator may read a second activation (a residual Add).
         deals_images: Whether the samples of a batch are dealt to the cores whole (convolutions).
         band_rows: Rows of the map written in one of the bands that an image may be dealt out in.
@@ -99,6 +101,7 @@ class Backend:
     channel_step: int
     epilogues: frozenset[str]
     residual: bool
+    toolchain: str | None = None
     product_epilogues: frozenset[str] | None = None
     bare: frozenset[str] = frozenset()
     written_as: bool = False
@@ -234,6 +237,12 @@ class Backend:
             "memory": self._memory(asked),
             "layout": self._layout(asked),
         }
+
+    @property
+    def compiled_as(self) -> tuple[str, str]:
+        """Family and variant that a toolchain knows the chip by; ("", "") where nobody said."""
+        family, _, variant = (self.name if self.toolchain is None else self.toolchain).partition(":")
+        return family, variant
 
     @property
     def overhead_seconds(self) -> float:
