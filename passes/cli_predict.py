@@ -74,8 +74,8 @@ def check(
         routes = routes_of(chip)
         if routes is None:
             raise SettingsError(
-                f"nothing is known of the toolchain of {chip.name}, so nothing can be said about the model; name one in its "
-                'file: toolchain = "ascend:310p3", or another chip of ascend, cpu, kunlunxin or mlu'
+                f"nothing is known of the toolchain of {chip.name}, so nothing can be said about the model; name one "
+                'in its file: toolchain = "ascend:310p3", or another chip of ascend, cpu, kunlunxin or mlu'
             )
         found = [fitness.check(loaded, route, given) for route in routes]
         fits = not found or found[0].fits
