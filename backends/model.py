@@ -31,7 +31,7 @@ class Backend:
         product_epilogues: The same behind a Gemm, where they differ from those of a convolution.
         bare: Matrix operators behind which nothing is fused.
         written_as: Whether the runtime puts one operator in the place of a spelled-out normalisation or Gelu.
-        toolchain: The chip whose toolchain takes its models, as `family:variant`; None for itself, "" where nobody said.
+        toolchain: The chip whose toolchain takes its models, as `family:variant`; None for itself, "" for unknown.
         residual: Whether a fused operator may read a second activation (a residual Add).
         deals_images: Whether the samples of a batch are dealt to the cores whole (convolutions).
         band_rows: Rows of the map written in one of the bands that an image may be dealt out in.
