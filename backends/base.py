@@ -80,6 +80,7 @@ class Workload:
         weight_elements: Elements of all constant inputs.
         inputs: Names of the tensors read that are not constants.
         outputs: Names of the tensors written.
+        helpers: Nodes of shape arithmetic that run for this one alone, because the file leaves sizes open.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Workload:
     weight_elements: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    helpers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +111,14 @@ class Kernel:
             plain order; "leave": the head needs plain order and reads a blocked tensor; "stay": it works on
             blocks when its channels are whole blocks; "" when there is no question.
         blocked: Whether the maps that it reads and writes are stored in blocks of channels, padded to whole ones.
+        written_as: Operator type that the runtime puts in the place of all of them; "" when they stay what they are.
     """
 
     head: Workload
     epilogue: tuple[Workload, ...] = ()
     layout: str = ""
     blocked: bool = True
+    written_as: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,18 +146,27 @@ class Demand:
     """What one kernel asks of a chip, padding included, before rates are put to it.
 
     Attributes:
-        launch: "matrix", "matmul", "vector", or "free" for a kernel that moves nothing.
+        launch: "matrix", "matmul", "vector", or "free" for a kernel that moves nothing; where a runtime is counted more
+            closely, "shape", "move" and "rows" for views, for copies of parts, and for sums over rows.
+        helpers: Nodes of shape arithmetic that the runtime runs in front of the kernel.
         woken: Cores that a vector kernel wakes.
+        workers: Cores that share the kernel's work; 0 where the chip's cores share whatever can be shared.
         macs: Multiply-accumulates without padding.
         padded_macs: With channels and rows filled up to whole tiles, on all cores.
         core_macs: Of the busiest core, idle rounds and alignment cliffs included.
+        product_macs: The same for convolutions that run as matrix products of copied maps.
         depthwise_macs: The same for depthwise work where the chip has a kernel of its own for it.
         adds: Vector work of all cores, in additions.
         drained: Elements that leave the matrix unit, each time that they leave it.
         products: Matrix products called one by one inside the kernel.
         rows: Rows of a map that are walked one by one: copied in front of a product, or depthwise.
         copied: Elements copied in front of a product.
+        packed: Elements packed for a product straight from the map, row by row out of many.
+        strided: Elements copied one by one, because the window steps over some.
         resident_bytes: Of activations, through the fast memory.
+        near_bytes: Through the memory between the fast and the large one, in order: activations, and constants in
+            blocks that are read again for every row or image because no core can keep them.
+        walked_bytes: The same of constants off the blocks, read a little of every row at a time.
         streamed_bytes: Of activations, through the large memory.
         weight_bytes: Of constants, read once.
         conversions: Layout conversions that the kernel forces.
@@ -163,17 +176,24 @@ class Demand:
     """
 
     launch: str
+    helpers: int = 0
     woken: int = 0
+    workers: int = 0
     macs: int = 0
     padded_macs: float = 0.0
     core_macs: float = 0.0
+    product_macs: float = 0.0
     depthwise_macs: float = 0.0
     adds: float = 0.0
     drained: float = 0.0
     products: float = 0.0
     rows: float = 0.0
     copied: float = 0.0
+    packed: float = 0.0
+    strided: float = 0.0
     resident_bytes: float = 0.0
+    near_bytes: float = 0.0
+    walked_bytes: float = 0.0
     streamed_bytes: float = 0.0
     weight_bytes: float = 0.0
     conversions: int = 0

@@ -20,6 +20,7 @@ _AVX2_ALSO = "assumed: as on a core with AVX2 only, which was measured"
 _MEASURED_AVX2 = (
     "measured by blochfold backends calibrate cpu, ONNX Runtime 1.31.1, one thread of an AMD EPYC with AVX2 only"
 )
+_TWO_CALIBRATIONS = f"{_MEASURED_AVX2}, in two runs beside other work, their geometric mean"
 _ADD_NS = 0.08
 _ADD_NS_AVX2 = 0.1226
 
@@ -54,6 +55,10 @@ _AVX512 = Backend(
     family="cpu",
     channel_step=16,
     epilogues=frozenset({"BatchNormalization", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid", "Add"}),
+    # Products of three axes and more stay MatMul, and nothing is fused behind those.
+    product_epilogues=frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "HardSigmoid"}),
+    bare=frozenset({"MatMul", "Einsum", "LSTM", "GRU", "RNN"}),
+    written_as=True,
     residual=True,
     block_bound=frozenset({"Concat"}) | POOLS,
     keeps_blocks=frozenset({"Concat", "Add", "Sum", "Mul", "Relu", "Sigmoid", "Tanh", "BatchNormalization"})
@@ -82,6 +87,12 @@ _AVX512 = Backend(
     alignment=Fact(value=4, source=f"{_MLAS}: channels in % 4 == 0 is required, else im2col and GEMM"),
     product_start=Fact(value=1.1e-07, source=_AVX2_ALSO, assumed=True),
     row_start=Fact(value=3e-09, source=_AVX2_ALSO, assumed=True),
+    pack=Fact(value=1.43, source=_AVX2_ALSO, assumed=True),
+    strided_copy=Fact(value=2.01, source=_AVX2_ALSO, assumed=True),
+    fork=Fact(value=2e-6, source="assumed: a thread that waits actively takes its share", assumed=True),
+    core_bytes=Fact(value=1 << 20, source="AMD Zen 4: 1 MiB of L2 cache a core", assumed=True),
+    near_bandwidth=Fact(value=9.7e10, source=_AVX2_ALSO, assumed=True),
+    walk_bandwidth=Fact(value=4.98e10, source=_AVX2_ALSO, assumed=True),
     copy=Fact(value=0.7, source=f"{_MEASURED}: 62 and 63 channels in cost 1.3 times 64"),
     reorder=Fact(value=1.3, source=_AVX2_ALSO, assumed=True),
     plain_max_pool=Fact(value=5.5, source=_AVX2_ALSO, assumed=True),
@@ -90,6 +101,9 @@ _AVX512 = Backend(
     serial=Fact(value=1, source=_AVX2_ALSO, assumed=True),
     launch_matrix=Fact(value=0.2e-6, source=f"{_MEASURED}: 0.16 to 0.23 us a node in chains of 50 and 450 nodes"),
     launch_vector=Fact(value=0.2e-6, source=f"{_MEASURED}: 0.16 to 0.23 us a node in chains of 50 and 450 nodes"),
+    launch_shape=Fact(value=0.2e-6, source=f"{_AVX2_ALSO}: as dear as any node", assumed=True),
+    launch_move=Fact(value=0.4e-6, source=f"{_AVX2_ALSO}: twice any node", assumed=True),
+    launch_rows=Fact(value=0.32e-6, source=f"{_AVX2_ALSO}: 1.6 times any node", assumed=True),
     launch_layout=Fact(value=0.2e-6, source=f"{_MEASURED}: a reorder is a node like others"),
     matrix_efficiency=Fact(value=1.0, source="the matrix rate is measured, not a peak"),
     memory_efficiency=Fact(value=1.0, source="the bandwidths are effective ones"),
@@ -115,16 +129,22 @@ _AVX2 = replace(
     in_flight=Fact(value=8, source=_LATENCY),
     product_rows=Fact(value=6, source=f"{_KERNELS}: SGEMM of 6 rows a pass on AVX2"),
     product_columns=Fact(value=16, source=f"{_KERNELS}: SGEMM of two vectors a pass"),
+    core_bytes=Fact(value=1 << 19, source="AMD Zen 2 and 3: 512 KiB of L2 cache a core; lscpu says the same"),
     direct_channels=Fact(value=8, source=f"{_MLAS}: fewer channels in than a block read the plain layout"),
     product_start=Fact(value=1.075e-07, source=_MEASURED_AVX2),
     row_start=Fact(value=3.011e-09, source=_MEASURED_AVX2),
     copy=Fact(value=1.159, source=_MEASURED_AVX2),
+    pack=Fact(value=1.43, source=_TWO_CALIBRATIONS),
+    strided_copy=Fact(value=2.01, source=_TWO_CALIBRATIONS),
     reorder=Fact(value=1.327, source=_MEASURED_AVX2),
     plain_max_pool=Fact(value=5.528, source=_MEASURED_AVX2),
     plain_average_pool=Fact(value=47.55, source=_MEASURED_AVX2),
     launch_matrix=Fact(value=6.374e-07, source=_MEASURED_AVX2),
     launch_matmul=Fact(value=3.334e-07, source=_MEASURED_AVX2),
     launch_vector=Fact(value=3.46e-07, source=_MEASURED_AVX2),
+    launch_shape=Fact(value=3.7e-07, source=_TWO_CALIBRATIONS),
+    launch_move=Fact(value=6.96e-07, source=_TWO_CALIBRATIONS),
+    launch_rows=Fact(value=5.53e-07, source=_TWO_CALIBRATIONS),
     launch_layout=Fact(value=2.217e-06, source=_MEASURED_AVX2),
     serial=Fact(value=1, source=_MEASURED_AVX2),
     drain=Fact(value=1.595, source=_MEASURED_AVX2),
@@ -133,6 +153,8 @@ _AVX2 = replace(
     weight_bandwidth=Fact(value=2.472e10, source=_MEASURED_AVX2),
     fast_bandwidth=Fact(value=1.859e11, source=_MEASURED_AVX2),
     fast_bytes=Fact(value=8.389e06, source=_MEASURED_AVX2),
+    near_bandwidth=Fact(value=9.7e10, source=_TWO_CALIBRATIONS),
+    walk_bandwidth=Fact(value=4.98e10, source=_TWO_CALIBRATIONS),
     depthwise_macs_per_second=Fact(value=1.418e11, source=_MEASURED_AVX2),
     vector=_VECTOR | _prices(_NANOSECONDS_AVX2, _ADD_NS_AVX2, _MEASURED_AVX2),
 )

@@ -15,6 +15,7 @@ from typing import Any
 
 from backends.base import Fact
 from backends.model import Backend
+from backends.toolchain import DIRECT, ROUTES
 from backends.vocabulary import KNOWN, VECTOR
 
 if sys.version_info >= (3, 11):
@@ -28,13 +29,15 @@ WHOLE = frozenset(
     (
         *("cores", "tile_rows", "tile_in", "tile_out", "matmul_tile_in", "filter_set", "direct_channels"),
         *("columns", "in_flight", "band_rows", "blocks", "product_rows", "product_columns"),
-        *("alignment", "stored_block", "layout_block", "row_block", "element_bytes", "fast_bytes", "core_grain"),
+        *("alignment", "stored_block", "layout_block", "row_block", "element_bytes", "fast_bytes", "core_bytes"),
+        "core_grain",
     )
 )
 """Facts that count something."""
 
-_SETS = {"epilogues": KNOWN, "free": KNOWN, "block_bound": KNOWN, "keeps_blocks": KNOWN}
-_TOP = ("name", "like", "channel_step", "residual", "deals_images", *_SETS, "facts", "vector", "without")
+_SETS = dict.fromkeys(("epilogues", "product_epilogues", "bare", "free", "block_bound", "keeps_blocks"), KNOWN)
+_FLAGS = ("residual", "deals_images", "written_as")
+_TOP = ("name", "like", "toolchain", "channel_step", *_FLAGS, *_SETS, "facts", "vector", "without")
 _FACT_KEYS = ("value", "source", "assumed")
 
 
@@ -75,9 +78,17 @@ def _build(content: Mapping[str, Any], stem: str, known: Callable[[str], Backend
     if not family or ":" in variant:
         raise _Wrong(f"field 'name': expected family or family:variant, found {name!r}")
     changes: dict[str, Any] = {"name": name.lower(), "family": family}
+    if "toolchain" in content:
+        named = _typed(content, "toolchain", str, "").lower()
+        if named.partition(":")[0] not in ROUTES.keys() | DIRECT:
+            raise _Wrong(
+                f"field 'toolchain': expected a chip of {', '.join(sorted(ROUTES.keys() | DIRECT))}, such as "
+                f"ascend:310p3, found {content['toolchain']!r}"
+            )
+        changes["toolchain"] = named
     if "channel_step" in content:
         changes["channel_step"] = _positive_whole(content["channel_step"], "channel_step")
-    for field in ("residual", "deals_images"):
+    for field in _FLAGS:
         if field in content:
             changes[field] = _typed(content, field, bool, False)
     for field, allowed in _SETS.items():
@@ -107,13 +118,14 @@ def _on_top_of(
             base = known(_typed(content, "like", str, ""))
         except LookupError as error:
             raise _Wrong(f"field 'like': {error.args[0]}") from error
-        chip = replace(base, **changes, vector={**base.vector, **vector})
+        own = {"toolchain": base.name if base.toolchain is None else base.toolchain} | changes
+        chip = replace(base, **own, vector={**base.vector, **vector})
     else:
         needed = ("channel_step", *(f"facts.{field}" for field in REQUIRED))
         missing = [field for field in needed if field.removeprefix("facts.") not in changes]
         if missing:
             raise _Wrong(f"missing {', '.join(missing)}; state them, or name a known chip that this one is 'like'")
-        chip = Backend(**{"epilogues": frozenset(), "residual": False, **changes}, vector=vector)
+        chip = Backend(**{"epilogues": frozenset(), "residual": False, "toolchain": "", **changes}, vector=vector)
     if chip.channel_step % int(chip.tile_out.value):
         raise _Wrong(
             f"field 'channel_step': expected a multiple of facts.tile_out ({chip.tile_out.value:g}), "

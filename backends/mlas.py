@@ -7,219 +7,102 @@ Source: ONNX Runtime, onnxruntime/core/mlas and core/optimizer/nchwc_transformer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from backends.base import Demand, Fact, Kernel, Matrix, Workload
-from backends.demand import activation_elements, ceil, countable, folded, launch, pad, stored, vector_adds
-from backends.vocabulary import CONVOLUTIONS, GATHERS, RESHAPES
+from backends.base import Demand, Kernel, Workload
+from backends.demand import activation_elements, countable, folded, launch, stored, vector_adds
+from backends.mlas_kernels import few, matrix_work, value_of
+from backends.vocabulary import CHANNEL_CUTS, CONVOLUTIONS, GATHERS, REDUCTIONS, RESHAPES
 
 if TYPE_CHECKING:
     from backends.model import Backend
 
-_POINTWISE_DEPTH = 128
-"""Channels in that a pointwise convolution, or a product, sums before it writes to memory."""
+_CYCLES_A_THREAD, _CYCLES_AN_ADDITION = 1e5, 3.0
+"""Cycles of work that the runtime wants to see for each thread, and what it takes an addition to cost."""
+_MOVES = CHANNEL_CUTS | GATHERS | {"Transpose", "Pad", "Expand", "Tile", "ScatterND"}
+_SUMS = REDUCTIONS | {"Softmax", "LogSoftmax", "LayerNormalization"}
+_ALONE = _MOVES | {"BatchNormalization"}
+"""Operators that one thread works on whatever is asked."""
 
 
 def demand(chip: Backend, kernel: Kernel) -> Demand | None:
     """Count one kernel; None when it cannot be counted."""
-    head = kernel.head
-    members = (head, *kernel.epilogue)
-    if not all(map(countable, members)):
+    if not all(map(countable, (kernel.head, *kernel.epilogue))):
         return None
+    head, members = _members(kernel)
     on_blocks = _on_blocks(chip, kernel)
     converted = _converted(chip, kernel, on_blocks)
     if head.op_type in chip.free:
         # The runtime removes some of these before the first run; a reshape stays, and is a node like others.
-        stays = "vector" if head.op_type in RESHAPES else "free"
-        return Demand(launch=stays, conversions=len(converted), reordered=float(sum(converted)))
+        stays = "shape" if head.op_type in RESHAPES else "free"
+        return Demand(launch=stays, helpers=head.helpers, conversions=len(converted), reordered=float(sum(converted)))
     block = int(chip.tile_out.value) if on_blocks else 1
     element = chip.element_bytes.value
     activations = element * activation_elements(chip, members, block)
-    resident = min(activations, chip.fast_bytes.value)
-    work = _matrix(chip, head.matrix, on_blocks)
+    work = matrix_work(chip, head.matrix, on_blocks)
     adds = sum(vector_adds(chip, one, block) for one in members if not folded(one, head))
     if head.op_type in ("MaxPool", "AveragePool") and not on_blocks:
-        adds *= _value(chip.plain_max_pool if head.op_type == "MaxPool" else chip.plain_average_pool, 1.0)
+        adds *= value_of(chip.plain_max_pool if head.op_type == "MaxPool" else chip.plain_average_pool, 1.0)
+    workers = work.workers if head.matrix is not None else _workers(chip, head.op_type, adds)
+    resident = min(activations, chip.fast_bytes.value)
+    kept = resident if chip.core_bytes is None else min(resident, workers * chip.core_bytes.value)
     return Demand(
-        launch=launch(head),
+        launch=_launch(head),
+        helpers=sum(one.helpers for one in (kernel.head, *kernel.epilogue)),
+        workers=workers,
         macs=sum(member.matrix.macs for member in members if member.matrix is not None),
         adds=adds,
-        resident_bytes=resident,
+        resident_bytes=kept,
+        near_bytes=resident - kept + element * work.again,
         streamed_bytes=activations - resident,
         weight_bytes=element * sum(_weight_elements(one) for one in members),
         conversions=len(converted),
         reordered=float(sum(converted)),
         padded_macs=work.padded,
         core_macs=work.core,
+        product_macs=work.as_products,
         depthwise_macs=work.depthwise,
         drained=work.drained,
         products=work.products,
         rows=work.rows,
         copied=work.copied,
+        packed=work.packed,
+        strided=work.strided,
+        walked_bytes=element * work.walked,
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """What a matrix kernel alone adds to the demand, under the same names."""
-
-    padded: float = 0.0
-    core: float = 0.0
-    depthwise: float = 0.0
-    drained: float = 0.0
-    products: float = 0.0
-    rows: float = 0.0
-    copied: float = 0.0
-
-
-def _matrix(chip: Backend, matrix: Matrix | None, on_blocks: bool) -> _Work:
-    if matrix is None or not matrix.macs:
-        return _Work()
-    if on_blocks:
-        return _blocked(chip, matrix)
-    return _product(chip, matrix) if matrix.kind == "matmul" else _copied(chip, matrix)
-
-
-def _blocked(chip: Backend, matrix: Matrix) -> _Work:
-    """A convolution on blocks: sets of output blocks by columns of positions stay in registers over the whole sum."""
-    window, lanes = matrix.window, int(chip.tile_out.value)
-    if window is None:
-        return _Work()
-    depthwise = matrix.kind == "depthwise"
-    depth = 1 if depthwise else matrix.channels
-    if not _few(chip, matrix) and not depthwise:
-        depth = pad(depth, int(chip.tile_in.value))
-    groups = 1 if depthwise else matrix.count
-    blocks = ceil(matrix.count, lanes) if depthwise else ceil(matrix.n, lanes)
-    axes = list(zip(window.reads, window.writes, window.taps, strict=True))
-    if axes[1][1:] == (1, 1):
-        # A map one column wide is walked along its other axis (measured: as fast as a wide one).
-        axes.reverse()
-    high, wide = _axis(*axes[0]), _axis(*axes[1])
-    lines, line = matrix.images * groups * axes[0][1], axes[1][1]
-    point = window.taps == (1, 1)
-    if point and window.reads == window.writes:
-        lines, line = matrix.images * groups, window.writes[0] * window.writes[1]
-    largest = 1 if depthwise else max(1, int(_value(chip.filter_set, lanes)) // lanes)
-    full, rest = divmod(blocks, largest)
-    passed = full * _line(chip, largest, line, wide) + (_line(chip, rest, line, wide) if rest else 0.0)
-    macs = lines * passed * lanes * depth * matrix.taps * high.inside
-    # Sums that do not fit one pass are written and read again; few channels in are summed at once.
-    if depthwise or _few(chip, matrix):
-        passes = 1
-    else:
-        passes = ceil(depth, _POINTWISE_DEPTH if point else int(chip.tile_in.value))
-    units = lines * (blocks if depthwise else full + (rest > 0))
-    busy = ceil(units, int(chip.cores.value)) / units
-    return _Work(
-        padded=float(matrix.m * groups * depth * matrix.taps * blocks * lanes),
-        core=0.0 if depthwise else macs * busy,
-        depthwise=macs * busy if depthwise else 0.0,
-        drained=0.0 if depthwise else float(matrix.m * groups * blocks * lanes * passes),
-        rows=float(lines * blocks) if depthwise else 0.0,
+def _members(kernel: Kernel) -> tuple[Workload, tuple[Workload, ...]]:
+    """The head and all nodes; where the runtime has one operator for all, that one alone."""
+    if not kernel.written_as:
+        return kernel.head, (kernel.head, *kernel.epilogue)
+    last = kernel.epilogue[-1]
+    head = replace(
+        kernel.head,
+        op_type=kernel.written_as,
+        elements=last.elements,
+        channels_out=last.channels_out,
+        last_axis=last.last_axis,
+        outputs=last.outputs,
+        activation_elements_in=kernel.head.activation_elements_in // max(1, len(kernel.head.inputs)),
+        inputs=kernel.head.inputs[:1],
     )
+    return head, (head,)
 
 
-def _copied(chip: Backend, matrix: Matrix) -> _Work:
-    """A convolution off the blocks: the map is copied out for every image and group, and multiplied."""
-    window = matrix.window
-    images = max(1, matrix.images)
-    positions = matrix.m // images
-    depth = matrix.channels * matrix.taps
-    products = matrix.count * images
-    in_place = matrix.taps == 1 and (window is None or window.reads == window.writes)
-    height = positions if window is None else window.writes[0]
-    slots = _panels(chip, matrix.n) * ceil(positions, _columns(chip)) * depth
-    lanes = int(chip.tile_out.value)
-    return _Work(
-        padded=float(products * matrix.n * pad(positions, _columns(chip)) * depth),
-        core=float(products * slots * lanes) * _busy(chip, products * ceil(positions, _columns(chip))),
-        drained=float(products * matrix.n * positions * ceil(depth, _POINTWISE_DEPTH)),
-        products=float(products),
-        rows=0.0 if in_place else float(products * depth * height),
-        # Copied out of the map, and packed for the product unless it has one row.
-        copied=float(products * depth * positions) * ((not in_place) + (matrix.n > 1)),
-    )
+def _launch(head: Workload) -> str:
+    if head.op_type in _MOVES:
+        return "move"
+    return "rows" if head.op_type in _SUMS else launch(head)
 
 
-def _product(chip: Backend, matrix: Matrix) -> _Work:
-    """A matrix product: weights are packed before the first run, an activation on the right is packed in every one."""
-    slots = _panels(chip, matrix.m) * ceil(matrix.n, _columns(chip)) * matrix.channels
-    strips = ceil(matrix.n, _columns(chip))
-    return _Work(
-        padded=float(matrix.count * matrix.m * matrix.channels * strips * _columns(chip)),
-        core=float(matrix.count * slots * int(chip.tile_out.value)) * _busy(chip, matrix.count * strips),
-        drained=float(matrix.count * matrix.m * matrix.n * ceil(matrix.channels, _POINTWISE_DEPTH)),
-        products=float(matrix.count),
-        copied=0.0 if matrix.constant_weights else float(matrix.count * matrix.channels * matrix.n),
-    )
-
-
-def _panels(chip: Backend, rows: int) -> float:
-    """Vector multiplications for each depth of one column of the product: panels of rows, two vectors wide."""
-    panel = int(_value(chip.product_rows, 1))
-    vectors = _columns(chip) // int(chip.tile_out.value)
-    if rows == 1:
-        # A product with one row has a kernel of its own that keeps many columns in flight.
-        return float(vectors)
-    full, rest = divmod(rows, panel)
-    return full * _filled(chip, panel * vectors) + (_filled(chip, rest * vectors) if rest else 0.0)
-
-
-def _columns(chip: Backend) -> int:
-    return int(_value(chip.product_columns, chip.tile_out.value))
-
-
-def _filled(chip: Backend, products: int) -> float:
-    """Slots of the multipliers that a pass takes: fewer products than hide the latency wait for it."""
-    return max(_value(chip.in_flight, 1.0), float(products))
-
-
-def _line(chip: Backend, blocks: int, line: int, axis: _Axis) -> float:
-    """Slots for each tap and channel of one row of outputs: columns at a time, one by one where the border is."""
-    columns = int(_value(chip.columns, 1))
-    full, rest = divmod(line - axis.edges, columns)
-    slots = full * _filled(chip, blocks * columns) + (_filled(chip, blocks * rest) if rest else 0.0)
-    return slots + axis.edge_taps * _filled(chip, blocks)
-
-
-class _Axis:
-    """One axis of a window: outputs whose taps hang over the border, and what of them lies inside.
-
-    Attributes:
-        edges: Outputs at either border.
-        edge_taps: Their taps inside the map, as a share of all taps of one output.
-        inside: Share of all taps of all outputs that lie inside.
-    """
-
-    __slots__ = ("edge_taps", "edges", "inside")
-
-    def __init__(self, reads: int, writes: int, taps: int) -> None:
-        # The smallest stride that leaves no position unread; borders are what it reaches beyond the map.
-        stride = max(1, ceil(reads - taps + 1, writes)) if writes else 1
-        border = max(0, (writes - 1) * stride + taps - reads)
-        outside = [over for side in (border // 2, border - border // 2) for over in range(side, 0, -stride)]
-        outside = [min(over, taps) for over in outside[:writes]]
-        self.edges = len(outside)
-        self.edge_taps = sum(1 - over / taps for over in outside)
-        self.inside = 1 - sum(outside) / (taps * writes) if writes else 1.0
-
-
-@lru_cache(maxsize=1024)
-def _axis(reads: int, writes: int, taps: int) -> _Axis:
-    """The few axes of a network come again and again while it is priced."""
-    return _Axis(reads, writes, taps)
-
-
-def _busy(chip: Backend, units: int) -> float:
-    return ceil(units, int(chip.cores.value)) / units if units else 1.0
-
-
-def _few(chip: Backend, matrix: Matrix) -> bool:
-    few = chip.direct_channels is not None and matrix.channels < chip.direct_channels.value
-    return few and matrix.kind == "conv" and matrix.count == 1
+def _workers(chip: Backend, op_type: str, adds: float) -> int:
+    """Threads that the runtime's pool gives to vector work of that size."""
+    if op_type in _ALONE or op_type in RESHAPES:
+        return 1
+    helped = (adds * _CYCLES_AN_ADDITION - _CYCLES_A_THREAD) / _CYCLES_A_THREAD + 0.9
+    return max(1, min(int(chip.cores.value), int(helped)))
 
 
 def _on_blocks(chip: Backend, kernel: Kernel) -> bool:
@@ -239,7 +122,7 @@ def _on_blocks(chip: Backend, kernel: Kernel) -> bool:
         return matrix.n == 1 and _fits(chip, matrix.count)
     if matrix.count > 1:
         return not (matrix.channels % int(chip.tile_in.value) or matrix.n % int(chip.tile_out.value))
-    return _few(chip, matrix) or _fits(chip, matrix.channels)
+    return few(chip, matrix) or _fits(chip, matrix.channels)
 
 
 def _fits(chip: Backend, channels: int) -> bool:
@@ -258,7 +141,7 @@ def _converted(chip: Backend, kernel: Kernel, on_blocks: bool) -> tuple[int, ...
     written = stored(head.elements, head.channels_out, block)
     fits_in, fits_out = _fits(chip, head.channels_in), _fits(chip, head.channels_out)
     if head.op_type in CONVOLUTIONS:
-        enters = kernel.layout == "enter" and on_blocks and head.matrix is not None and not _few(chip, head.matrix)
+        enters = kernel.layout == "enter" and on_blocks and head.matrix is not None and not few(chip, head.matrix)
         leaves = kernel.layout != "enter" and not on_blocks and fits_in
         return (*((read,) if enters or leaves else ()), *((written,) if on_blocks != fits_out else ()))
     if kernel.layout == "leave":
@@ -271,7 +154,3 @@ def _converted(chip: Backend, kernel: Kernel, on_blocks: bool) -> tuple[int, ...
 
 def _weight_elements(work: Workload) -> int:
     return min(work.weight_elements, work.elements) if work.op_type in GATHERS else work.weight_elements
-
-
-def _value(fact: Fact | None, otherwise: float) -> float:
-    return otherwise if fact is None else fact.value

@@ -28,6 +28,10 @@ class Backend:
         family: Name of the file.
         channel_step: Widths worth trying are its multiples.
         epilogues: Operator types that the runtime fuses behind a matrix kernel.
+        product_epilogues: The same behind a Gemm, where they differ from those of a convolution.
+        bare: Matrix operators behind which nothing is fused.
+        written_as: Whether the runtime puts one operator in the place of a spelled-out normalisation or Gelu.
+        toolchain: The chip whose toolchain takes its models, as `family:variant`; None for itself, "" for unknown.
         residual: Whether a fused operator may read a second activation (a residual Add).
         deals_images: Whether the samples of a batch are dealt to the cores whole (convolutions).
         band_rows: Rows of the map written in one of the bands that an image may be dealt out in.
@@ -55,6 +59,8 @@ class Backend:
         product_start: Seconds to start each of the products inside a kernel, one for every group and image.
         row_start: Seconds to start each row of a map that is copied, or convolved depthwise.
         copy: Vector work of copying one element in front of a product, in additions.
+        pack: The same where a product takes it from the map itself.
+        strided_copy: The same where the window steps over some.
         reorder: Vector work of converting the layout of one element, in additions.
         plain_max_pool: Factor of a MaxPool off the blocked layout.
         plain_average_pool: Factor of an AveragePool off the blocked layout.
@@ -65,7 +71,11 @@ class Backend:
         launch_matrix: Seconds to start a matrix kernel.
         launch_matmul: The same of a matrix product, where it differs from a convolution's.
         launch_vector: Seconds to start any other kernel.
+        launch_shape: Seconds of a node that only says how a tensor is read, where such nodes run.
+        launch_move: Seconds to start one that copies parts of a tensor, where it differs from `launch_vector`.
+        launch_rows: The same of one that sums over rows.
         launch_layout: Seconds to start a layout conversion.
+        fork: Seconds more for a kernel that several cores share.
         core_start: Seconds more for every core that a vector kernel wakes.
         core_grain: Bytes of work that wake one core more.
         run_seconds: Of a whole run beside its kernels (host, input, output).
@@ -76,6 +86,9 @@ class Backend:
         weight_bandwidth: Of constants, where they stream at a rate of their own.
         fast_bandwidth: Bytes per second of the fast memory.
         fast_bytes: Activations up to this size stay in the fast memory.
+        core_bytes: A core's own part of it, where the rest has a rate of its own.
+        near_bandwidth: Bytes per second of the rest.
+        walk_bandwidth: Of constants off the blocks that are read from it again and again.
         row_block: Softmax rows that are not its multiples are slow.
         unaligned_row: By this factor.
         vector: Price of vector work relative to Add, by operator type.
@@ -87,6 +100,10 @@ class Backend:
     channel_step: int
     epilogues: frozenset[str]
     residual: bool
+    toolchain: str | None = None
+    product_epilogues: frozenset[str] | None = None
+    bare: frozenset[str] = frozenset()
+    written_as: bool = False
     deals_images: bool = False
     free: frozenset[str] = FREE
     block_bound: frozenset[str] = CHANNEL_CUTS
@@ -112,6 +129,8 @@ class Backend:
     product_start: Fact | None = None
     row_start: Fact | None = None
     copy: Fact | None = None
+    pack: Fact | None = None
+    strided_copy: Fact | None = None
     reorder: Fact | None = None
     plain_max_pool: Fact | None = None
     plain_average_pool: Fact | None = None
@@ -120,9 +139,13 @@ class Backend:
     launch_matrix: Fact
     launch_matmul: Fact | None = None
     launch_vector: Fact
+    launch_shape: Fact | None = None
+    launch_move: Fact | None = None
+    launch_rows: Fact | None = None
     launch_layout: Fact
     serial: Fact | None = None
     drain: Fact | None = None
+    fork: Fact | None = None
     core_start: Fact | None = None
     core_grain: Fact | None = None
     run_seconds: Fact | None = None
@@ -133,6 +156,9 @@ class Backend:
     weight_bandwidth: Fact | None = None
     fast_bandwidth: Fact
     fast_bytes: Fact
+    core_bytes: Fact | None = None
+    near_bandwidth: Fact | None = None
+    walk_bandwidth: Fact | None = None
     row_block: Fact | None = None
     unaligned_row: Fact | None = None
     vector: Mapping[str, Fact]
@@ -150,6 +176,9 @@ class Backend:
             "name": self.name,
             "channel_step": self.channel_step,
             "residual": self.residual,
+            "product_epilogues": sorted(self.product_epilogues or ()),
+            "bare": sorted(self.bare),
+            "written_as": self.written_as,
             "deals_images": self.deals_images,
             "epilogues": sorted(self.epilogues),
             "free": sorted(self.free),
@@ -164,6 +193,9 @@ class Backend:
         return fuse(
             workloads,
             epilogues=self.epilogues,
+            product_epilogues=self.epilogues if self.product_epilogues is None else self.product_epilogues,
+            bare=self.bare,
+            written_as=self.written_as,
             residual=self.residual,
             block_bound=self.block_bound,
             keeps_blocks=self.keeps_blocks,
@@ -185,6 +217,7 @@ class Backend:
         return Cost(
             seconds=times["launch"] + longest + serial * (math.fsum(hidden) - longest) + times["layout"],
             bytes_moved=asked.resident_bytes
+            + asked.near_bytes
             + asked.streamed_bytes
             + asked.weight_bytes
             + asked.converted_resident_bytes
@@ -205,18 +238,28 @@ class Backend:
         }
 
     @property
+    def compiled_as(self) -> tuple[str, str]:
+        """Family and variant that a toolchain knows the chip by; ("", "") where nobody said."""
+        family, _, variant = (self.name if self.toolchain is None else self.toolchain).partition(":")
+        return family, variant
+
+    @property
     def overhead_seconds(self) -> float:
         """What every run costs beside its kernels."""
         return 0.0 if self.run_seconds is None else self.run_seconds.value
 
     def _launch(self, asked: Demand) -> float:
+        shared = 0.0 if self.fork is None or asked.workers < 2 else self.fork.value
+        shared += 0.0 if self.launch_shape is None else asked.helpers * self.launch_shape.value
         if asked.launch == "matmul":
-            return (self.launch_matmul or self.launch_matrix).value
+            return (self.launch_matmul or self.launch_matrix).value + shared
         if asked.launch == "matrix":
-            return self.launch_matrix.value
+            return self.launch_matrix.value + shared
         if asked.launch == "free":
-            return 0.0
-        return self.launch_vector.value + (0.0 if self.core_start is None else asked.woken * self.core_start.value)
+            return shared
+        own = {"shape": self.launch_shape, "move": self.launch_move, "rows": self.launch_rows}.get(asked.launch)
+        woken = 0.0 if self.core_start is None else asked.woken * self.core_start.value
+        return (own or self.launch_vector).value + woken + shared
 
     def _matrix(self, asked: Demand) -> float:
         seconds = asked.core_macs / self.core_macs_per_second.value
@@ -224,18 +267,26 @@ class Backend:
             seconds += asked.depthwise_macs / self.depthwise_macs_per_second.value
         own = self.matmul_efficiency if asked.launch == "matmul" else None
         started = 0.0 if self.product_start is None else asked.products * self.product_start.value
-        started += 0.0 if self.row_start is None else asked.rows * self.row_start.value / self.cores.value
-        return seconds / (own or self.matrix_efficiency).value + started
+        cores = asked.workers or self.cores.value
+        started += 0.0 if self.row_start is None else asked.rows * self.row_start.value / cores
+        as_products = (self.matmul_efficiency or self.matrix_efficiency).value * self.core_macs_per_second.value
+        return seconds / (own or self.matrix_efficiency).value + asked.product_macs / as_products + started
 
     def _vector(self, asked: Demand) -> float:
         adds = asked.adds if self.drain is None else asked.adds + asked.drained * self.drain.value
         adds += 0.0 if self.copy is None else asked.copied * self.copy.value
-        return adds / (self.cores.value * self.core_adds_per_second.value)
+        adds += 0.0 if self.pack is None else asked.packed * self.pack.value
+        adds += 0.0 if self.strided_copy is None else asked.strided * self.strided_copy.value
+        return adds / ((asked.workers or self.cores.value) * self.core_adds_per_second.value)
 
     def _memory(self, asked: Demand) -> float:
         weights = asked.weight_bytes / (self.weight_bandwidth or self.bandwidth).value
         streamed = asked.streamed_bytes / self.bandwidth.value
-        return (asked.resident_bytes / self.fast_bandwidth.value + streamed + weights) / self.memory_efficiency.value
+        # Each core has caches of its own; the large memory is shared.
+        cached = asked.resident_bytes / self.fast_bandwidth.value
+        cached += 0.0 if self.near_bandwidth is None else asked.near_bytes / self.near_bandwidth.value
+        cached += 0.0 if self.walk_bandwidth is None else asked.walked_bytes / self.walk_bandwidth.value
+        return (cached / (asked.workers or 1) + streamed + weights) / self.memory_efficiency.value
 
     def _layout(self, asked: Demand) -> float:
         if not asked.conversions:

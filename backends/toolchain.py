@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backends.model import Backend
 
 
 def _named(text: str) -> frozenset[str]:
@@ -171,4 +175,12 @@ ROUTES: Mapping[str, tuple[Toolchain, ...]] = {
     "kunlunxin": (XTCL, PADDLE_XPU),
     "mlu": (MAGICMIND,),
 }
-"""The routes of each family, the one that `check` judges by first; a family without one runs ONNX as it is."""
+"""The routes of each family, the one that `check` judges by first."""
+DIRECT = frozenset({"cpu"})
+"""Families that run ONNX files as they are."""
+
+
+def routes_of(chip: Backend) -> tuple[Toolchain, ...] | None:
+    """The routes to a chip, none where it runs ONNX files as they are; None where nothing is known of them."""
+    family, _ = chip.compiled_as
+    return () if family in DIRECT else ROUTES.get(family)

@@ -42,6 +42,7 @@ FAST_BYTES = tuple(float(1 << power) for power in (18, 19, 20, 21, 23, 24))
 """Sizes of the fast memory that are tried; which one a core can call its own is not asked of the system."""
 _REORDERS = ("ReorderInput", "ReorderOutput")
 _PRICED = ("vector", "pool")
+_WHOLE = ("chain", "stack")
 SCRATCH_BYTES = (1 << 21, 1 << 26)
 """Walked over before each run of a trial, at least and at most, and between them in proportion to its weights: in a
 network, the other layers have pushed the weights of this one out of the caches, and large layers have large neighbours.
@@ -57,14 +58,16 @@ class Measured:
     """What the runtime took for a trial.
 
     Attributes:
-        kernel: Seconds of the watched kernel, as the runtime's profile says; of a chain, the mean.
+        kernel: Seconds of the watched kernel, as the runtime's profile says; of a chain, the mean; of a stack, the sum.
         reorders: Elements and seconds of the layout conversions around it.
-        run: Seconds of a whole run without the profile; of chains alone.
+        run: Seconds of a whole run without the profile; of chains and stacks alone.
+        nodes: Kernels that ran.
     """
 
     kernel: float
     reorders: tuple[tuple[int, float], ...] = ()
     run: float = 0.0
+    nodes: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,16 +122,16 @@ def conclude(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured
 
 def held_out(chosen: Sequence[Trial]) -> tuple[bool, ...]:
     """Which trials are kept from the fit: every third of those that no single price rests on."""
-    free = [trial.name for trial in chosen if trial.kind not in (*_PRICED, "plain pool", "chain")]
+    free = [trial.name for trial in chosen if trial.kind not in (*_PRICED, *_WHOLE, "plain pool")]
     held = set(free[2::3])
     return tuple(trial.name in held for trial in chosen)
 
 
 def errors(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> dict[str, float]:
     """How well a chip's facts tell the held-out kernels."""
-    overhead = _overhead(chosen, measured)
+    overhead, slower = _overhead(chosen, measured), _slower(chosen, measured)
     seen = [
-        _of_kernel(chip, trial, one, overhead)
+        _of_kernel(chip, trial, one, overhead, slower)
         for trial, one, held in zip(chosen, measured, held_out(chosen), strict=True)
         if held
     ]
@@ -153,7 +156,7 @@ def measure(chosen: Sequence[Trial], seconds: float, advance: Callable[[], None]
     """
     with tempfile.TemporaryDirectory() as folder:
         profiled = [runtime.session(t.model, threads=1, profile=Path(folder) / f"{i}") for i, t in enumerate(chosen)]
-        plain = [runtime.session(t.model, threads=1) if t.kind == "chain" else None for t in chosen]
+        plain = [runtime.session(t.model, threads=1) if t.kind in _WHOLE else None for t in chosen]
         scratch = np.ones(SCRATCH_BYTES[1] // 4, np.float32)
         walked = [scratch[: _walked(trial.model) // 4] for trial in chosen]
         fastest = [float("inf")] * len(chosen)
@@ -177,9 +180,10 @@ def _read(trial: Trial, timed: Sequence[Timed], run: float) -> Measured:
     parted = len(kernels) - (len(trial.model.graph.node) - 1) if trial.kind in ("vector", "size") else 1
     whole = sum(kernels[-max(1, parted) :])
     return Measured(
-        kernel=float(np.mean(kernels)) if trial.kind == "chain" else whole,
+        kernel={"chain": float(np.mean(kernels)), "stack": sum(one.seconds for one in timed)}.get(trial.kind, whole),
+        nodes=len(timed),
         reorders=tuple((one.elements, one.seconds) for one in timed if one.op_type in _REORDERS),
-        run=run if trial.kind == "chain" else 0.0,
+        run=run if trial.kind in _WHOLE else 0.0,
     )
 
 
@@ -191,9 +195,10 @@ def _least(
     while len(times) < 2 or (time.perf_counter() < until and len(times) < MOST_RUNS):
         if scratch is not None:
             np.negative(scratch, out=scratch)
-        started = time.perf_counter()
+        # One thread runs it: what other programs take from the machine is not the trial's.
+        started = time.thread_time()
         runner.run(None, feeds)
-        times.append(time.perf_counter() - started)
+        times.append(time.thread_time() - started)
     return min(times)
 
 
@@ -221,13 +226,16 @@ def _fit(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -
         "launch_matrix": (rates["launch_matrix"], 2.0),
         "launch_matmul": (rates.get("launch_matmul", rates["launch_matrix"]), 2.0),
         "launch_vector": (rates["launch_vector"], 2.0),
-        "launch_layout": (rates["launch_layout"], 2.0),
+        **{name: (rates[name], 2.0) for name in ("launch_shape", "launch_move", "launch_rows", "launch_layout")},
         "matrix_efficiency": (rates["matrix_efficiency"], 1.5),
         "matmul_efficiency": (rates.get("matmul_efficiency", rates["matrix_efficiency"]), 1.5),
         "depthwise_macs_per_second": (rates["depthwise_macs_per_second"], 2.0),
         "core_adds_per_second": (rates["core_adds_per_second"], 1.5),
         "fast_bandwidth": (rates["fast_bandwidth"], 2.0),
         "bandwidth": (rates["bandwidth"], 2.0),
+        "near_bandwidth": (rates["near_bandwidth"], 2.0),
+        "walk_bandwidth": (rates["walk_bandwidth"], 2.0),
+        **{name: (rates[name], 2.0) for name in ("pack", "strided_copy")},
         "weight_bandwidth": (rates.get("weight_bandwidth", 40e9), 2.0),
         **{name: (rates[name], 2.0) for name in ("serial", "drain", "copy", "reorder", "row_start", "product_start")},
     }
@@ -236,7 +244,7 @@ def _fit(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -
 
 def _observations(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> list[Observation]:
     """What the fit sees: kernels, the layout conversions around them, and chains as whole runs."""
-    overhead = _overhead(chosen, measured)
+    overhead, slower = _overhead(chosen, measured), _slower(chosen, measured)
     found = []
     for trial, seen, held in zip(chosen, measured, held_out(chosen), strict=True):
         if held:
@@ -244,17 +252,19 @@ def _observations(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Mea
         if trial.kind == "chain":
             found.append(Observation(name=trial.name, demands=_demands(chip, trial), seconds=seen.run))
             continue
-        found.append(_of_kernel(chip, trial, seen, overhead))
+        if trial.kind == "stack":
+            continue
+        found.append(_of_kernel(chip, trial, seen, overhead, slower))
         for elements, seconds in seen.reorders:
             asked = Demand(launch="free", conversions=1, reordered=float(elements))
-            taken = max(seconds - overhead, seconds / 4)
+            taken = slower * max(seconds - overhead, seconds / 4)
             found.append(Observation(name="reorder", demands=(asked,), seconds=taken, whole=False, weight=0.5))
     return found
 
 
-def _of_kernel(chip: Backend, trial: Trial, seen: Measured, overhead: float) -> Observation:
+def _of_kernel(chip: Backend, trial: Trial, seen: Measured, overhead: float, slower: float) -> Observation:
     asked = replace(_demands(chip, trial)[-1], conversions=0, reordered=0.0)
-    taken = max(seen.kernel - overhead, seen.kernel / 4)
+    taken = slower * max(seen.kernel - overhead, seen.kernel / 4)
     # Few trials stream weights that no cache keeps, and every large network does.
     weight = LARGE_WEIGHTS if _walked(trial.model) > NEIGHBOURS * SCRATCH_BYTES[0] // 2 else 1.0
     return Observation(name=trial.name, demands=(asked,), seconds=taken, whole=False, weight=weight)
@@ -269,6 +279,21 @@ def _overhead(chosen: Sequence[Trial], measured: Sequence[Measured]) -> float:
         if trial.kind == "chain" and len(trial.model.graph.node) > 1
     ]
     return max(0.0, float(np.median(added)))
+
+
+def _slower(chosen: Sequence[Trial], measured: Sequence[Measured]) -> float:
+    """How much longer whole runs take than the fastest runs of each of their kernels together; 1 without stacks.
+
+    A kernel alone meets a moment without any disturbance sooner than all kernels of a network do at once.
+    """
+    overhead = _overhead(chosen, measured)
+    alone = min(one.run for trial, one in zip(chosen, measured, strict=True) if trial.kind == "chain")
+    factors = [
+        (one.run - alone) / (one.kernel - one.nodes * overhead)
+        for trial, one in zip(chosen, measured, strict=True)
+        if trial.kind == "stack"
+    ]
+    return max(1.0, float(np.median(factors))) if factors else 1.0
 
 
 def _demands(chip: Backend, trial: Trial) -> tuple[Demand, ...]:
@@ -287,13 +312,13 @@ def _prices(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]
     vector = dict(chip.vector)
     plain: dict[str, list[float]] = {kind: [] for kind in OFF_BLOCKS}
     rate, serial = chip.core_adds_per_second.value, 0.0 if chip.serial is None else chip.serial.value
-    overhead = _overhead(chosen, measured)
+    overhead, slower = _overhead(chosen, measured), _slower(chosen, measured)
     for trial, seen in zip(chosen, measured, strict=True):
         if trial.kind not in (*_PRICED, "plain pool") or trial.name == "Add":
             continue
         asked = _demands(chip, trial)[-1]
         terms = chip.terms(asked)
-        left = max(0.0, seen.kernel - overhead - terms["launch"])
+        left = max(0.0, slower * (seen.kernel - overhead) - terms["launch"])
         # The longer of the two is paid whole, the shorter in part.
         above = left - serial * terms["memory"]
         below = (left - terms["memory"]) / max(serial, 0.05)

@@ -12,6 +12,7 @@ import typer
 
 import backends
 from passes import options
+from passes.errors import SettingsError
 from passes.exits import DONE, INVALID, console, guarded
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def check(
     """
 
     def work() -> int:
-        from backends.toolchain import ROUTES
+        from backends.toolchain import routes_of
         from passes import fitness, input_sizes, model_io
 
         loaded = model_io.load(model)
@@ -70,7 +71,13 @@ def check(
         if given:
             input_sizes.resolve(loaded.proto, given)
         chip = backends.get(target)
-        found = [fitness.check(loaded, route, given) for route in ROUTES.get(chip.family, ())]
+        routes = routes_of(chip)
+        if routes is None:
+            raise SettingsError(
+                f"nothing is known of the toolchain of {chip.name}, so nothing can be said about the model; name one "
+                'in its file: toolchain = "ascend:310p3", or another chip of ascend, cpu, kunlunxin or mlu'
+            )
+        found = [fitness.check(loaded, route, given) for route in routes]
         fits = not found or found[0].fits
         if as_json:
             content = {"target": chip.name, "fits": fits, "routes": [one.to_json() for one in found]}

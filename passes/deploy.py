@@ -14,7 +14,7 @@ from pathlib import Path
 
 import backends
 from backends import Backend, Fact, Kernel
-from backends.toolchain import ROUTES
+from backends.toolchain import routes_of
 from passes import storage
 from passes.fitness import converted, opset_of
 from passes.graph_io import to_graph
@@ -48,13 +48,13 @@ def emit(loaded: Loaded, model: Path, target: str, shapes: Mapping[str, Shape]) 
         shapes: Of every input.
 
     Returns:
-        The files written; none for a chip that runs ONNX files as they are.
+        The files written; none for a chip that runs ONNX files as they are, or of whose toolchain nothing is known.
 
     Raises:
         OutputError: A file cannot be written.
     """
     chip = backends.get(target)
-    routes = ROUTES.get(chip.family, ())
+    routes = routes_of(chip) or ()
     written: list[Path] = []
     notes: list[str] = []
     source = model
@@ -87,14 +87,14 @@ def texts(
         shapes: Of every input.
         notes: Sentences that each script starts with.
     """
-    stem, variant = Path(file).stem, chip.name.partition(":")[2]
+    stem, (family, variant) = Path(file).stem, chip.compiled_as
     said = "".join(f"# {note}\n" for note in notes or ())
-    if chip.family == "ascend":
+    if family == "ascend":
         return {f"{stem}.atc.sh": _atc(loaded, file, chip, variant, shapes, said), f"{stem}.cann.py": _cann(file, said)}
-    if chip.family == "mlu":
+    if family == "mlu":
         build = f"{stem}.magicmind.json"
         return {build: _build_file(loaded, variant, shapes), f"{stem}.magicmind.py": _magicmind(file, build, said)}
-    if chip.family == "kunlunxin":
+    if family == "kunlunxin":
         device = XPU.get(variant, "xpu2")
         return {f"{stem}.xtcl.py": _xtcl(file, device, shapes, said), f"{stem}.paddle.sh": _paddle(file, said)}
     return {}

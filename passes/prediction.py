@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from backends import Backend
-from backends.toolchain import ADVICE, ROUTES
+from backends.toolchain import ADVICE, routes_of
 from passes.graph_io import to_graph
 from passes.model_io import Loaded, prepare
 from passes.records import Json
@@ -129,7 +129,7 @@ def predict(loaded: Loaded, inputs: Mapping[str, Shape], chip: Backend) -> Predi
 
 def _remark(chip: Backend, operators: tuple[str, ...], unpriced: tuple[str, ...]) -> str:
     remarks = [f"{kind} is unknown to the model: no price" for kind in operators if kind in unpriced]
-    for route in ROUTES.get(chip.family, ())[:1]:
+    for route in (routes_of(chip) or ())[:1]:
         for kind in operators:
             what = ""
             if kind not in route.supported:

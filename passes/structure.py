@@ -5,6 +5,7 @@ A graph comes in and is only read; `Structure`s go out. Sizes are put to them by
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ _RANDOM = frozenset(
 )
 _DEFAULT_DOMAINS = (None, "", "ai.onnx")
 _UNKNOWN_ELEMENT_BYTES = 4
+_FEW = 16
+"""Elements of a constant that shape arithmetic compares by value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,8 @@ class Structure:
         transpose_a: Of a Gemm.
         transpose_b: Of a Gemm.
         equation: Of an Einsum.
+        helpers: Nodes of shape arithmetic left out in front of this one that an interpreter runs, because the file
+            leaves the sizes open that they ask for.
     """
 
     name: str
@@ -45,6 +50,7 @@ class Structure:
     transpose_a: bool = False
     transpose_b: bool = False
     equation: str = ""
+    helpers: int = 0
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -65,6 +71,7 @@ def structures(graph: gs.Graph) -> tuple[Structure, ...]:
     folded: set[str] = set()
     returned = {t.name for t in graph.outputs}
     found: list[Structure] = []
+    helpers = _Helpers(graph)
     for node in graph.nodes:
         constants = frozenset(t.name for t in node.inputs if isinstance(t, gs.Constant) or t.name in folded)
         operands = tuple("" if t.is_empty() else t.name for t in node.inputs)
@@ -72,6 +79,7 @@ def structures(graph: gs.Graph) -> tuple[Structure, ...]:
         on_constants = all(name in constants for name in operands if name) and node.op not in _RANDOM
         if standard and (node.op in _CONSTANT_FOLDERS or on_constants):
             folded.update(t.name for t in node.outputs)
+            helpers.left_out(node)
             continue
         # A mask or a state that nobody reads is not written, and its shape is often unknown.
         outputs = tuple(
@@ -90,6 +98,7 @@ def structures(graph: gs.Graph) -> tuple[Structure, ...]:
                 transpose_a=bool(node.attrs.get("transA", 0)),
                 transpose_b=bool(node.attrs.get("transB", 0)),
                 equation=equation.replace(" ", "") if isinstance(equation, str) else "",
+                helpers=helpers.of(node),
             )
         )
     return tuple(found)
@@ -104,6 +113,49 @@ def without(structures: Sequence[Structure], nodes: Container[str]) -> tuple[Str
         if structure.name not in nodes
     )
     return tuple(s if read == s.operands else replace(s, operands=read) for s, read in rest)
+
+
+class _Helpers:
+    """Shape arithmetic on sizes that the file leaves open: counted for the first node that needs it."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self._open = any(_left_open(t) for t in graph.inputs)
+        self._behind: dict[str, frozenset[int]] = {}
+        self._counted: set[int] = set()
+        # The runtime runs equal nodes once: a node, and a tensor, is known by what it says.
+        self._nodes: dict[tuple[object, ...], int] = {}
+        self._said: dict[str, object] = {}
+
+    def left_out(self, node: gs.Node) -> None:
+        if not self._open:
+            return
+        behind = frozenset[int]().union(*(self._behind.get(t.name, ()) for t in node.inputs))
+        asks = node.op in ("Shape", "Size") and any(_left_open(t) for t in node.inputs)
+        if behind or asks:
+            said = (node.op, repr(node.attrs), *(self._meaning(t) for t in node.inputs))
+            number = self._nodes.setdefault(said, len(self._nodes))
+            behind |= {number}
+            self._said.update((t.name, (number, place)) for place, t in enumerate(node.outputs))
+        for t in node.outputs:
+            self._behind[t.name] = behind
+
+    def _meaning(self, tensor: gs.Tensor) -> object:
+        if isinstance(tensor, gs.Constant) and math.prod(tensor.shape) <= _FEW:
+            return (str(tensor.dtype), tuple(tensor.shape), tensor.values.tobytes())
+        return self._said.get(tensor.name, tensor.name)
+
+    def of(self, node: gs.Node) -> int:
+        if not self._behind:
+            return 0
+        behind = frozenset[int]().union(*(self._behind.get(t.name, ()) for t in node.inputs))
+        new = behind - self._counted
+        self._counted |= new
+        return len(new)
+
+
+def _left_open(tensor: gs.Tensor) -> bool:
+    shape = tensor.shape
+    return not isinstance(tensor, gs.Constant) and (shape is None or not all(isinstance(size, int) for size in shape))
 
 
 def _element_bytes(tensor: gs.Tensor) -> int:

@@ -24,6 +24,8 @@ UNARY = (
 )
 BINARY = ("Add", "Mul", "Div", "Pow", "Sub", "Concat")
 POOLED = ("MaxPool", "AveragePool", "GlobalAveragePool")
+CHAINED = {"Reshape and Sigmoid": "Sigmoid", "Slice and Concat": "Concat", "Softmax and LayerNormalization": "Softmax"}
+"""More chains, and what is counted in them."""
 OFF_BLOCKS = ("MaxPool", "AveragePool")
 _WINDOW: Mapping[str, Sequence[int]] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2]}
 
@@ -35,7 +37,7 @@ class Trial:
     Attributes:
         name: Unique.
         kind: "conv", "depthwise", "matmul", "vector" (one price rests on it), "pool" (the same, on blocks),
-            "plain pool", "size" or "chain".
+            "plain pool", "size", "chain", or "stack": a small network, whose whole run is held against its kernels.
         model: With fixed shapes; what is measured stands last.
         watched: Its operator type; in a chain, of all nodes.
     """
@@ -63,7 +65,37 @@ def trials() -> Iterator[Trial]:
     yield Trial(name="chain of Sigmoid", kind="chain", model=_chain("Sigmoid", LINKS), watched="Sigmoid")
     yield Trial(name="chain of Conv", kind="chain", model=_chain("Conv", LINKS), watched="Conv")
     yield Trial(name="chain of MatMul", kind="chain", model=_chain("MatMul", LINKS), watched="MatMul")
+    for kind, watched in CHAINED.items():
+        yield Trial(name=f"chain of {kind}", kind="chain", model=_chain(kind, LINKS), watched=watched)
+    yield from _stacks()
     yield Trial(name="one Sigmoid", kind="chain", model=_chain("Sigmoid", 1), watched="Sigmoid")
+
+
+STACKS: Mapping[str, tuple[int, int, int, tuple[tuple[int, int, bool], ...]]] = {
+    "on blocks": (48, 40, 1, ((48, 3, False),) * 6),
+    "on blocks, batch 4": (96, 20, 4, ((96, 3, False),) * 4),
+    "off blocks": (45, 36, 1, ((45, 3, False),) * 6),
+    "off blocks, batch 4": (91, 18, 4, ((91, 3, False),) * 4),
+    "inverted on blocks": (24, 40, 1, ((144, 1, False), (144, 3, True), (24, 1, False)) * 4),
+    "inverted on blocks, batch 4": (32, 20, 4, ((192, 1, False), (192, 3, True), (32, 1, False)) * 4),
+    "inverted off blocks": (23, 40, 1, ((139, 1, False), (139, 3, True), (23, 1, False)) * 4),
+    "inverted off blocks, batch 4": (31, 20, 4, ((185, 1, False), (185, 3, True), (31, 1, False)) * 4),
+}
+"""Channels in, side, images, and layers: channels out, taps along a side, whether depthwise."""
+
+
+def _stacks() -> Iterator[Trial]:
+    for name, (c, side, images, layers) in STACKS.items():
+        nodes, weights, width = [], dict[str, Shape](), c
+        for i, (n, k, depthwise) in enumerate(layers):
+            weights |= {f"w{i}": (n, 1 if depthwise else width, k, k), f"b{i}": (n,)}
+            names = ["x" if i == 0 else f"h{i - 1}", f"w{i}", f"b{i}"]
+            out = "y" if i == len(layers) - 1 else f"h{i}"
+            group = n if depthwise else 1
+            nodes.append(helper.make_node("Conv", names, [out], f"layer{i}", pads=[k // 2] * 4, group=group))
+            width = n
+        model = _model(nodes, {"x": (images, c, side, side)}, {"y": (images, width, side, side)}, weights)
+        yield Trial(name=f"stack {name}", kind="stack", model=model, watched="Conv")
 
 
 def _convolutions() -> Iterator[Trial]:
@@ -85,6 +117,10 @@ def _convolutions() -> Iterator[Trial]:
         (18, 18, 64, 3, 1, 1, 1), (159, 159, 8, 3, 1, 1, 1), (37, 64, 16, 3, 1, 1, 4), (53, 53, 32, 3, 2, 1, 1),
         (83, 24, 28, 1, 1, 1, 1), (139, 40, 14, 1, 1, 1, 1), (398, 80, 7, 1, 1, 1, 1), (199, 40, 14, 1, 1, 1, 4),
         (60, 240, 16, 1, 1, 3, 1), (240, 60, 16, 1, 1, 3, 1), (60, 60, 28, 3, 1, 15, 1),
+        (384, 384, 4, 3, 1, 1, 8), (288, 288, 8, 3, 1, 1, 4), (640, 320, 5, 3, 1, 1, 1), (416, 416, 6, 3, 1, 1, 2),
+        (199, 199, 9, 3, 1, 1, 4), (301, 299, 5, 3, 1, 1, 4), (357, 61, 15, 1, 1, 1, 8), (61, 357, 15, 1, 1, 1, 8),
+        (51, 101, 36, 1, 2, 1, 2), (87, 175, 18, 3, 2, 1, 1), (45, 91, 28, 3, 2, 1, 4), (24, 96, 64, 1, 1, 1, 8),
+        (131, 19, 50, 1, 1, 1, 4), (261, 43, 30, 1, 1, 1, 2), (71, 31, 40, 1, 1, 1, 1), (576, 576, 5, 3, 1, 1, 4),
     ):  # fmt: skip
         name = f"conv {c} to {n}, {side}, {k}x{k}, stride {s}, {g} groups, batch {b}"
         yield Trial(name=name, kind="conv", model=_conv(c, n, side, k, s, g, b), watched="Conv")
@@ -97,6 +133,7 @@ def _depthwise() -> Iterator[Trial]:
         (256, 20, 3, 1, 1), (240, 8, 3, 1, 8), (256, 28, 3, 2, 1),
         (62, 28, 3, 1, 1), (83, 56, 3, 1, 1), (139, 14, 3, 1, 1), (278, 7, 3, 1, 1), (119, 28, 3, 2, 1),
         (55, 32, 3, 1, 4), (398, 4, 3, 1, 1), (110, 14, 5, 1, 1),
+        (71, 60, 3, 2, 1), (101, 32, 3, 2, 1), (211, 15, 3, 2, 2), (90, 28, 5, 2, 1), (115, 30, 3, 1, 8),
     ):  # fmt: skip
         name = f"depthwise {c}, {side}, {k}x{k}, stride {s}, batch {b}"
         yield Trial(name=name, kind="depthwise", model=_conv(c, c, side, k, s, c, b), watched="Conv")
@@ -174,12 +211,38 @@ def _vector(kind: str, elements: int) -> onnx.ModelProto:
 
 
 def _chain(kind: str, links: int) -> onnx.ModelProto:
-    shape: Shape = {"Conv": (1, 8, 2, 2), "MatMul": (4, 16), "Sigmoid": (1, 16)}[kind]
+    shape: Shape = {"Conv": (1, 8, 2, 2), "MatMul": (4, 16)}.get(kind, (1, 16))
+    if kind in CHAINED:
+        return _chain_of_pairs(kind, links)
     stored: dict[str, dict[str, Shape]] = {"Conv": {"w": (8, 8, 1, 1)}, "MatMul": {"w": (16, 16)}}
     weights = stored.get(kind, {})
     names = ["x", *(f"h{i}" for i in range(links - 1)), "y"]
     nodes = [helper.make_node(kind, [names[i], *weights], [names[i + 1]], f"link{i}") for i in range(links)]
     return _model(nodes, {"x": shape}, {"y": shape}, weights)
+
+
+def _chain_of_pairs(kind: str, links: int) -> onnx.ModelProto:
+    names = ["x", *(f"h{i}" for i in range(links - 1)), "y"]
+    nodes = []
+    for i in range(links):
+        before, after, first = names[i], names[i + 1], i % 2 == 0
+        if kind == "Reshape and Sigmoid" and first:
+            node = helper.make_node("Reshape", [before, "along" if i % 4 else "across"], [after], f"link{i}")
+        elif kind == "Reshape and Sigmoid":
+            node = helper.make_node("Sigmoid", [before], [after], f"link{i}")
+        elif kind == "Slice and Concat":
+            inputs = [before, "starts", "ends", "axes"] if first else [before, before]
+            node = helper.make_node("Slice" if first else "Concat", inputs, [after], f"link{i}")
+            node.attribute.extend([] if first else [helper.make_attribute("axis", 1)])
+        elif first:
+            node = helper.make_node("Softmax", [before], [after], f"link{i}")
+        else:
+            node = helper.make_node("LayerNormalization", [before, "w", "b"], [after], f"link{i}")
+        nodes.append(node)
+    cut = {"starts": [0], "ends": [8], "axes": [1]}
+    numbers = {"Reshape and Sigmoid": {"across": [16, 1], "along": [1, 16]}, "Slice and Concat": cut}.get(kind, {})
+    weights: dict[str, Shape] = {} if numbers else {"w": (16,), "b": (16,)}
+    return _model(nodes, {"x": (1, 16)}, {"y": (1, 16)}, weights, numbers)
 
 
 def _model(

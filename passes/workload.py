@@ -62,6 +62,7 @@ def workload(structure: Structure, shape_of: ShapeOf) -> Workload | None:
         weight_elements=sum(count for count, _ in weights),
         inputs=structure.inputs,
         outputs=tuple(name for name in structure.outputs if name),
+        helpers=structure.helpers,
     )
 
 
@@ -83,7 +84,12 @@ class Pricer:
         kernels = backend.fuse(skeletons)
         self._backend = backend
         self._kernels = tuple(
-            _Slot(members=tuple(named[w.name] for w in (k.head, *k.epilogue)), layout=k.layout, blocked=k.blocked)
+            _Slot(
+                members=tuple(named[w.name] for w in (k.head, *k.epilogue)),
+                layout=k.layout,
+                blocked=k.blocked,
+                written_as=k.written_as,
+            )
             for k in kernels
         )
         self._tensors = tuple(
@@ -173,7 +179,9 @@ class Pricer:
         works = tuple(work for work in built if work is not None)
         if len(works) < len(built):
             return None
-        return Kernel(head=works[0], epilogue=works[1:], layout=slot.layout, blocked=slot.blocked)
+        return Kernel(
+            head=works[0], epilogue=works[1:], layout=slot.layout, blocked=slot.blocked, written_as=slot.written_as
+        )
 
 
 def price(structures: Sequence[Structure], shape_of: ShapeOf, backend: Backend) -> Cost | None:
@@ -186,6 +194,7 @@ class _Slot:
     members: tuple[Structure, ...]
     layout: str
     blocked: bool
+    written_as: str
 
 
 def _form(slot: _Slot, tensors: Sequence[str]) -> _Form:
@@ -200,10 +209,11 @@ def _form(slot: _Slot, tensors: Sequence[str]) -> _Form:
             member.transpose_a,
             member.transpose_b,
             member.equation,
+            member.helpers,
         )
         for member in slot.members
     )
-    return (slot.layout, slot.blocked, *members)
+    return (slot.layout, slot.blocked, slot.written_as, *members)
 
 
 def _skeleton(structure: Structure) -> Workload:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import onnx
 import pytest
+from typer.testing import CliRunner
 
 import backends
 from backends import BrokenFamily, Family, InvalidChip
 from backends.custom import FACTS, REQUIRED
+from backends.toolchain import routes_of
+from passes.optimize import app
 
 DERIVED = """
 name = "board:v2"
@@ -150,3 +155,47 @@ def test_a_broken_package_is_named(packages: list[EntryPoint], name: str, value:
         backends.get("own")
     assert f"the backend {name!r} of an installed package ({value})" in str(caught.value)
     assert expected in str(caught.value)
+
+
+STATED = 'name = "board:v2"\nlike = "ascend:310p3"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (STATED, ("ascend", "310p3")),
+        (STATED + 'toolchain = "mlu:370"\n', ("mlu", "370")),
+        (STATED + 'toolchain = "CPU"\n', ("cpu", "")),
+        ('like = "cpu:avx2"\n', ("cpu", "avx2")),
+    ],
+)
+def test_a_chip_is_compiled_as_the_one_that_it_is_like_unless_it_says_another(
+    tmp_path: Path, text: str, expected: tuple[str, str]
+) -> None:
+    chip = backends.get(chip_file(tmp_path, text))
+    assert chip.compiled_as == expected
+    routes = routes_of(chip)
+    assert routes is not None and bool(routes) == (expected[0] != "cpu")
+
+
+def test_an_unknown_toolchain_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidChip, match=r"field 'toolchain': expected a chip of ascend, cpu, kunlunxin, mlu, such as"
+    ):
+        backends.get(chip_file(tmp_path, STATED + 'toolchain = "tpu"\n'))
+
+
+def test_check_claims_nothing_of_a_chip_whose_toolchain_nobody_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nameless = replace(backends.get("ascend:310p3"), name="board:v2", family="board", toolchain="")
+    assert routes_of(nameless) is None
+    model = tmp_path / "m.onnx"
+    text = '<ir_version: 9, opset_import: ["" : 17]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
+    onnx.save(onnx.parser.parse_model(text), model)
+    known = CliRunner().invoke(app, ["check", str(model), "--target", chip_file(tmp_path, STATED)])
+    assert known.exit_code == 0 and "ATC" in known.output and "FITS" in known.output
+    monkeypatch.setattr(backends, "get", lambda _: nameless)
+    asked = CliRunner().invoke(app, ["check", str(model), "--target", "board:v2"])
+    assert asked.exit_code == 1 and "FITS" not in asked.output
+    assert "nothing is known of the toolchain of board:v2" in asked.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from backends import Fact, Matrix, Window, cpu, mlas
+from backends import Backend, Fact, Matrix, Window, cpu, mlas_kernels
 from backends.base import Demand
 from passes import runtime
 from passes.graph_io import to_graph
@@ -87,7 +88,7 @@ def test_taps_inside_the_map_are_counted(reads: int, taps: int, pad: int, stride
     pad = min(pad, (taps - 1) // 2)
     writes = (reads + 2 * pad - taps) // stride + 1
     inside = [sum(0 <= out * stride - pad + tap < reads for tap in range(taps)) for out in range(writes)]
-    axis = mlas._Axis(reads, writes, taps)
+    axis = mlas_kernels._Axis(reads, writes, taps)
     if stride == 1 and 2 * pad < writes:
         assert axis.inside == pytest.approx(sum(inside) / (taps * writes))
         assert axis.edges == sum(count < taps for count in inside)
@@ -102,11 +103,11 @@ def test_padding_holds_the_work(images: int, c: int, n: int, side: int) -> None:
         count=1, m=images * side * side, channels=c, taps=9, n=n, kind="conv", images=images,
         window=Window(taps=(3, 3), reads=(side, side), writes=(side, side)),
     )  # fmt: skip
-    for work in (mlas._blocked(CHIP, matrix), mlas._copied(CHIP, matrix)):
+    for work in (mlas_kernels._blocked(CHIP, matrix), mlas_kernels._copied(CHIP, matrix)):
         assert work.padded >= matrix.macs
-        assert work.core > 0 and work.drained >= matrix.m * n
-    two = mlas._blocked(CHIP.__class__(**{**_facts(), "cores": Fact(value=2, source="two threads")}), matrix)
-    one = mlas._blocked(CHIP, matrix)
+        assert work.core + work.as_products > 0 and work.drained >= matrix.m * n
+    two = mlas_kernels._blocked(CHIP.__class__(**{**_facts(), "cores": Fact(value=2, source="two threads")}), matrix)
+    one = mlas_kernels._blocked(CHIP, matrix)
     assert one.core / 2 <= two.core * (1 + 1e-12) and two.core <= one.core * (1 + 1e-12)
 
 
@@ -118,6 +119,129 @@ def test_a_map_one_column_wide_costs_what_a_wide_one_does() -> None:
     def work(taps: tuple[int, int], size: tuple[int, int]) -> float:
         window = Window(taps=taps, reads=size, writes=size)
         matrix = Matrix(count=1, m=size[0] * size[1], channels=64, taps=5, n=64, kind="conv", window=window)
-        return mlas._blocked(CHIP, matrix).core
+        return mlas_kernels._blocked(CHIP, matrix).core
 
     assert work((5, 1), (512, 1)) == pytest.approx(work((1, 5), (1, 512)))
+
+
+def at(threads: int) -> Backend:
+    return replace(CHIP, cores=Fact(value=threads, source="threads of a test"))
+
+
+def conv(channels: int, n: int, side: int, taps: int, *, images: int = 1, stride: int = 1) -> Matrix:
+    out = (side - 1) // stride + 1
+    window = Window(taps=(taps, taps), reads=(side, side), writes=(out, out))
+    return Matrix(
+        count=1, m=images * out * out, channels=channels, taps=taps * taps, n=n, kind="conv", images=images,
+        window=window,
+    )  # fmt: skip
+
+
+def test_filters_that_no_core_keeps_are_read_again_for_every_row() -> None:
+    # 32 filters of 512 channels are 590 kB; of 256 channels they stay in a core's 512 KiB while the rows go by.
+    chip = cpu.SHIPPED["avx2"]
+    assert mlas_kernels._blocked(chip, conv(512, 512, 4, 3)).again == 3 * 512 * 512 * 9
+    assert mlas_kernels._blocked(chip, conv(256, 256, 4, 3)).again == 0
+    # All of them together do not stay: each image reads them again.
+    assert mlas_kernels._blocked(chip, conv(256, 256, 4, 3, images=8)).again == 7 * 256 * 256 * 9
+    assert mlas_kernels._blocked(chip, conv(32, 32, 4, 3, images=8)).again == 0
+
+
+def test_off_the_blocks_a_stepping_window_is_copied_one_by_one_and_a_pointwise_map_is_packed_as_it_lies() -> None:
+    plain, stepping = (mlas_kernels._copied(CHIP, conv(30, 30, 28, 3, stride=s)) for s in (1, 2))
+    assert plain.strided == 0 and plain.copied == 2 * 30 * 9 * 28 * 28
+    assert stepping.strided == stepping.copied == 30 * 9 * 14 * 14
+    point = mlas_kernels._copied(CHIP, conv(30, 30, 28, 1))
+    assert (point.packed, point.copied, point.strided) == (30 * 28 * 28, 0, 0)
+    assert mlas_kernels._copied(CHIP, conv(30, 30, 28, 1, stride=2)).strided == 30 * 14 * 14
+
+
+def test_one_thread_copies_the_map_when_there_are_more_filters_than_positions() -> None:
+    few, many = (mlas_kernels._copied(at(2), conv(90, n, 7, 3)) for n in (45, 90))
+    assert few.workers == many.workers == 2
+    assert many.rows == 2 * few.rows and many.copied == 1.5 * few.copied
+
+
+def test_images_and_groups_are_dealt_out_whole() -> None:
+    one, three = (mlas_kernels._copied(at(1), conv(45, 45, 16, 3, images=images)) for images in (1, 3))
+    shared = mlas_kernels._copied(at(2), conv(45, 45, 16, 3, images=3))
+    assert shared.as_products == pytest.approx(2 * one.as_products) and three.products == 3 and shared.products == 2
+
+
+@pytest.mark.parametrize(("op_type", "channels", "workers"), [("Add", 64, 1), ("Erf", 64, 2), ("Transpose", 640, 1)])
+def test_small_work_and_copies_stay_on_one_thread(op_type: str, channels: int, workers: int) -> None:
+    nodes = [helper.make_node(op_type, ["x", "x"] if op_type == "Add" else ["x"], ["y"], "op")]
+    if op_type == "Transpose":
+        nodes[0].attribute.append(helper.make_attribute("perm", [0, 1, 2, 3]))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, channels, 32, 32)) for name in "xy")
+    model = helper.make_model(helper.make_graph(nodes, "one", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
+    asked = Pricer(structures(to_graph(model)), at(2)).demands(infer(model, {"x": (1, channels, 32, 32)}).get)
+    assert asked is not None and [one.workers for one in asked] == [workers]
+
+
+NORM = """<ir_version: 9, opset_import: ["" : 17]>
+g (float[2,8,16] x) => (float[2,8,16] y)
+<float two = {2.0}, float e = {0.00001}, float[16] w, float[16] b> {
+  m = ReduceMean<axes=[-1]>(x)  d = Sub(x, m)  p = Pow(d, two)  v = ReduceMean<axes=[-1]>(p)  f = Add(v, e)
+  s = Sqrt(f)  q = Div(d, s)  h = Mul(q, w)  n = Add(h, b)  y = Add(n, x)
+}"""
+GELU = """<ir_version: 9, opset_import: ["" : 17]>
+g (float[2,8,16] x) => (float[2,8,16] y)
+<float r = {1.4142135}, float one = {1.0}, float half = {0.5}> {
+  a = Div(x, r)  b = Erf(a)  c = Add(b, one)  d = Mul(x, c)  e = Mul(d, half)  y = Add(e, x)
+}"""
+
+
+def spelled(text: str) -> onnx.ModelProto:
+    for name, count in (("w", 16), ("b", 16), ("m", 256)):
+        size = "16" if count == 16 else "16,16"
+        text = text.replace(f"float[{size}] {name}", f"float[{size}] {name} = {{{', '.join(['1.0'] * count)}}}")
+    return onnx.parser.parse_model(text)
+
+
+@pytest.mark.parametrize(("text", "kind"), [(NORM, "LayerNormalization"), (GELU, "Gelu")])
+def test_spelled_out_operators_become_one_as_in_the_runtime(text: str, kind: str, tmp_path: Path) -> None:
+    model = spelled(text)
+    runner = runtime.session(model, threads=1, profile=tmp_path / "p")
+    runner.run(None, {"x": np.ones((2, 8, 16), np.float32)})
+    assert [one.op_type for one in runtime.kernel_seconds(runner)] == [kind, "Add"]
+    asked = demands(model)
+    assert len(asked) == 2
+    price = CHIP.vector[kind].value
+    assert asked[0].adds == pytest.approx(price * 2 * 8 * 16)
+
+
+def test_what_is_read_in_the_middle_stays_spelled_out() -> None:
+    # The deviation from the mean leaves the pattern by a second door.
+    assert len(demands(spelled(NORM.replace("y = Add(n, x)", "y = Add(n, d)")))) == 10
+
+
+def test_nothing_is_fused_behind_a_product_of_three_axes(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    g (float[N,8,16] x) => (float[N,8,16] y) <float[16,16] m, float[16] b> {
+      h = MatMul(x, m)  n = Add(h, b)  y = Relu(n)
+    }"""
+    model = spelled(text)
+    runner = runtime.session(model, threads=1, profile=tmp_path / "p")
+    runner.run(None, {"x": np.ones((2, 8, 16), np.float32)})
+    assert [one.op_type for one in runtime.kernel_seconds(runner)] == ["MatMul", "Add", "Relu"]
+    asked = Pricer(structures(to_graph(model)), CHIP).demands(infer(model, {"x": (2, 8, 16)}).get)
+    assert asked is not None and [one.launch for one in asked] == ["matmul", "vector", "vector"]
+
+
+def test_shape_arithmetic_is_paid_where_the_file_leaves_sizes_open(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+    g (float[{n},8,16] x, float[1,8,16] z) => (float[{n},8,16] y) <int64[1] zero = {{0}}, int64[1] one = {{1}}> {{
+      a = Relu(x)  s = Shape(a)  u = Slice(s, zero, one)  c = Concat<axis=0>(u, one, one)
+      e = Expand(z, c)  y = Add(a, e)
+    }}"""
+    helpers = {}
+    for n in ("N", "2"):
+        model = onnx.parser.parse_model(text.format(n=n))
+        runner = runtime.session(model, threads=1, profile=tmp_path / "p")
+        runner.run(None, {"x": np.ones((2, 8, 16), np.float32), "z": np.ones((1, 8, 16), np.float32)})
+        ran = len(runtime.kernel_seconds(runner))
+        found = structures(to_graph(model))
+        helpers[n] = sum(one.helpers for one in found)
+        assert ran == len(found) + helpers[n]
+    assert helpers == {"N": 3, "2": 0}

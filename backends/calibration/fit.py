@@ -19,14 +19,24 @@ from backends.model import Backend, fitted
 Array = npt.NDArray[np.float64]
 
 RATES = (
-    *("launch_matrix", "launch_matmul", "launch_vector", "launch_layout", "core_start", "run_seconds"),
-    *("product_start", "row_start", "copy", "reorder"),
+    *("launch_matrix", "launch_matmul", "launch_vector", "launch_layout", "core_start", "fork", "run_seconds"),
+    *(
+        "launch_shape",
+        "launch_move",
+        "launch_rows",
+        "product_start",
+        "row_start",
+        "copy",
+        "pack",
+        "strided_copy",
+        "reorder",
+    ),
     *("matrix_efficiency", "matmul_efficiency", "depthwise_macs_per_second", "core_adds_per_second", "drain", "serial"),
-    *("memory_efficiency", "bandwidth", "fast_bandwidth", "weight_bandwidth"),
+    *("memory_efficiency", "bandwidth", "fast_bandwidth", "near_bandwidth", "walk_bandwidth", "weight_bandwidth"),
 )
 """Facts that enter the price as a rate, and so can be fitted."""
 SHARES = frozenset({"serial", "matrix_efficiency", "matmul_efficiency", "memory_efficiency"})
-LAUNCHES = ("matrix", "matmul", "vector")
+LAUNCHES = ("matrix", "matmul", "vector", "shape", "move", "rows")
 OUTLIER = 0.15
 """Relative error from which an observation counts less than its square: the spread of good measurements."""
 _COUNTS = tuple(field.name for field in fields(Demand) if field.name != "launch")
@@ -75,15 +85,27 @@ class Table:
         matrix = column["core_macs"] / self._core_rate
         if "depthwise_macs_per_second" in rates:
             matrix = matrix + column["depthwise_macs"] / rates["depthwise_macs_per_second"]
+        for kind in ("shape", "move", "rows"):
+            launch = launch + self._is[kind] * of(f"launch_{kind}", rates["launch_vector"])
+        launch = launch + column["helpers"] * of("launch_shape", 0.0)
+        launch = launch + (column["workers"] > 1) * of("fork", 0.0)
+        cores = np.where(column["workers"] > 0, column["workers"], self._cores)
+        alone = np.where(column["workers"] > 0, column["workers"], 1.0)
         of_matmul = of("matmul_efficiency", rates["matrix_efficiency"])
         matrix = matrix / np.where(self._is["matmul"] > 0, of_matmul, rates["matrix_efficiency"])
+        matrix = matrix + column["product_macs"] / self._core_rate / of_matmul
         matrix = matrix + column["products"] * of("product_start", 0.0)
-        matrix = matrix + column["rows"] * of("row_start", 0.0) / self._cores
+        matrix = matrix + column["rows"] * of("row_start", 0.0) / cores
         adds = column["adds"] + column["drained"] * of("drain", 0.0) + column["copied"] * of("copy", 0.0)
-        vector = adds / (self._cores * rates["core_adds_per_second"])
+        adds = adds + column["packed"] * of("pack", 0.0)
+        adds = adds + column["strided"] * of("strided_copy", 0.0)
+        vector = adds / (cores * rates["core_adds_per_second"])
         streamed = column["streamed_bytes"] / rates["bandwidth"]
         weights = column["weight_bytes"] / of("weight_bandwidth", rates["bandwidth"])
-        memory = (column["resident_bytes"] / rates["fast_bandwidth"] + streamed + weights) / rates["memory_efficiency"]
+        cached = column["resident_bytes"] / rates["fast_bandwidth"]
+        cached = cached + column["near_bytes"] / of("near_bandwidth", np.inf)
+        cached = cached + column["walked_bytes"] / of("walk_bandwidth", np.inf)
+        memory = (cached / alone + streamed + weights) / rates["memory_efficiency"]
         converted = column["converted_resident_bytes"] / rates["fast_bandwidth"]
         converted = (converted + column["converted_streamed_bytes"] / rates["bandwidth"]) / rates["memory_efficiency"]
         layout = column["conversions"] * rates["launch_layout"] + converted

@@ -22,7 +22,7 @@ from backends.model import Backend
 
 FOLDER_VARIABLE = "BLOCHFOLD_CALIBRATION"
 """Environment variable that names another folder."""
-FORMAT = 2
+FORMAT = 3
 
 
 def path() -> Path:
