@@ -1,11 +1,8 @@
 """Which units to keep when their consumers are refitted over all taps: backward elimination, each loss exact.
 
-Second moments of what each consumer sees and its weight come in, a nested order of the units goes out. The unit that
-goes next is the one that the refitted consumers miss least, in shares of their outputs' variance, given all that went
-before: taking the columns c out of a least squares fit W with the precision P adds tr(W_c P_cc^-1 W_c^T).
-
-References: Hassibi and Stork (1992), the optimal brain surgeon; here for blocks of columns and for linear operators,
-whose loss is quadratic, so that nothing is approximated.
+Second moments of what each consumer sees and its weight come in, a nested order of the units goes out. Next goes what the
+refitted consumers miss least given all that went before: columns c of a least squares fit W with the precision P cost
+tr(W_c P_cc^-1 W_c^T) (Hassibi and Stork 1992, optimal brain surgeon; here for blocks, and exact, as the loss is quadratic).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from passes import apply, search
+from passes import aims, apply, search
 from passes.plan import Market, Point
 from passes.plot import Panel, Series, draw
 from passes.progress import Progress
@@ -46,7 +46,7 @@ def explore(
     judge: Judge,
     settings: Settings,
     watch: Progress,
-) -> tuple[search.Found, ...]:
+) -> tuple[aims.Found, ...]:
     """Cut, repair and measure `settings.pareto` points of the way, shallow first."""
     points = chosen(way, settings.pareto)
     found = []

@@ -17,20 +17,16 @@ import backends
 from backends import Backend
 from passes import (
     __version__,
+    aims,
     apply,
-    branches,
-    candidates,
-    coupling,
     exact,
-    frontier,
     inputs,
+    lossy,
     model_io,
     operators,
     parallel,
-    plan,
     profile,
     redundancy,
-    search,
     spectra,
     synthetic,
     workbench,
@@ -39,16 +35,12 @@ from passes.errors import PlanError, SettingsError, ValidationFailed
 from passes.graph_io import to_graph
 from passes.memory import affordable
 from passes.progress import Progress, Silent
-from passes.records import Branch, Group, Plan, Refusal
-from passes.results import Outcome, Profile, SearchPoint, Variant
+from passes.records import Plan
+from passes.results import Outcome, Profile, Variant
 from passes.samples import Inputs
 from passes.settings import Settings
 from passes.validate import Judge
 from passes.verdict import EXACT_ERROR
-from passes.workload import Pricer, structures
-
-PROBE_SAMPLES = 64
-"""Held-out samples on which sensitivities are measured."""
 
 MADE_UP = 1024
 """Synthetic samples, calibration and evaluation together, when the user has none."""
@@ -103,10 +95,10 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         notes.append(f"the exact rewrites moved the outputs by {evidence.worst:.1e} on this machine and were left out")
         simple = exact.Simplified(model=original, steps=(), refusals=simple.refusals)
         evidence = judge.evidence(original)
-    decided = _cut(simple, given, judge, backend, settings, saved, watch)
+    decided = lossy.cut(simple, given.calibration, given.evaluation, judge, backend, settings, saved, watch)
     notes.extend(decided.notes)
     model, evidence = (decided.found.model, decided.found.evidence) if decided.found else (simple.model, evidence)
-    if saved is not None and not search.within(evidence, settings):
+    if saved is not None and not aims.within(evidence, settings):
         raise ValidationFailed(
             "the replayed plan loses more on these inputs than the budget allows; nothing was written"
         )
@@ -159,7 +151,7 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
 
 
 def _variants(
-    found: Sequence[search.Found],
+    found: Sequence[aims.Found],
     profiles: Sequence[Profile],
     settings: Settings,
     output: Path | None,
@@ -177,7 +169,7 @@ def _variants(
                 drops=one.drops,
                 after=after,
                 evidence=one.evidence,
-                within_budget=search.within(one.evidence, settings),
+                within_budget=aims.within(one.evidence, settings),
                 output=None if place is None else str(place),
             )
         )
@@ -191,19 +183,6 @@ class _Given:
     all: Inputs
     calibration: Inputs
     evaluation: Inputs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Decided:
-    """What the lossy half of the way came to."""
-
-    found: search.Found | None
-    groups: tuple[Group, ...]
-    branches: tuple[Branch, ...]
-    refusals: tuple[Refusal, ...]
-    points: tuple[SearchPoint, ...]
-    notes: tuple[str, ...]
-    frontier: tuple[search.Found, ...] = ()
 
 
 def _backend(target: str) -> Backend:
@@ -229,90 +208,6 @@ def _inputs(settings: Settings, model: onnx.ModelProto) -> _Given:
         given, calibration=settings.samples, evaluation=settings.eval_samples, seed=settings.seed
     )
     return _Given(all=given, calibration=calibration, evaluation=evaluation)
-
-
-def _cut(
-    simple: exact.Simplified,
-    given: _Given,
-    judge: Judge,
-    backend: Backend,
-    settings: Settings,
-    saved: Plan | None,
-    watch: Progress,
-) -> _Decided:
-    """Couple, measure, offer, plan and search; or cut what a saved plan says."""
-    graph = to_graph(simple.model)
-    coupled = coupling.couple(graph, simple.model, settings.batch)
-    found, refusals = candidates.gather(graph, coupled)
-    residual, entangled = branches.find(graph, coupled) if settings.depth else ((), ())
-
-    def decided(
-        result: search.Found | None,
-        *notes: str,
-        points: tuple[SearchPoint, ...] = (),
-        along: tuple[search.Found, ...] = (),
-    ) -> _Decided:
-        return _Decided(
-            found=result,
-            groups=coupled.groups,
-            branches=residual,
-            refusals=(*refusals, *entangled),
-            points=points,
-            notes=notes,
-            frontier=along,
-        )
-
-    if saved is not None:
-        # All groups are measured again, not only those that are cut: what is read out decides what the runtime fuses,
-        # and with it the last digits of the moments.
-        known = {candidate.group.name for candidate in found}, {branch.name for branch in residual}
-        if not ({cut.group for cut in saved.shrinks} <= known[0] and {drop.branch for drop in saved.drops} <= known[1]):
-            raise PlanError(
-                "the plan cuts groups or branches that this version does not find in the model; make the plan again"
-            )
-        if not saved.lossy:
-            return decided(None)
-        if saved.inputs_digest != given.calibration.digest:
-            raise PlanError("the plan was made with other inputs: give the same data, samples and seed as then")
-    if settings.exact_only:
-        return decided(None)
-    if not found and not residual:
-        return decided(None, "no group of this model can be cut: see --explain")
-    with watch.stage("statistics", None):
-        bench = workbench.measure(simple.model, graph, coupled, found, given.calibration, settings, watch, residual)
-    if saved is not None:
-        return decided(_replayed(saved, bench, judge, watch))
-    pricer = Pricer(structures(graph), backend)
-    market = plan.Market(coupled, pricer, [candidate.group.name for candidate in found], residual)
-    few = inputs.first(given.evaluation, PROBE_SAMPLES)
-    probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=workbench.RUN_SAMPLES)
-    with watch.stage("sensitivity", len(bench.offers) + len(residual)) as tick:
-        sensitivity = search.sensitivities(bench, probe, backend.channel_step, tick)
-    way = plan.walk(bench.offers, sensitivity, market, backend.channel_step, plan.WORTH, residual)
-    result, points = search.best(bench, market, way, sensitivity, judge, settings, watch)
-    notes = []
-    if len(way) == 1:
-        notes.append(
-            f"no cut of this model is worth its loss on {backend.name}: all together save less than {plan.GAIN:.0%}"
-        )
-    elif result is None:
-        notes.append("no cut that was tried keeps to the budget: exact rewrites only")
-    if pricer.unpriced:
-        notes.append(f"{backend.name} has no price for {', '.join(pricer.unpriced)}: whole times are unknown")
-    along = frontier.explore(bench, market, way, sensitivity, judge, settings, watch) if settings.pareto else ()
-    return decided(result, *notes, points=points, along=along)
-
-
-def _replayed(saved: Plan, bench: apply.Bench, judge: Judge, watch: Progress) -> search.Found:
-    model = apply.shrink(bench, saved.shrinks, saved.drops)
-    if saved.repair:
-        with watch.stage("repair", None) as tick:
-            model = apply.mend(bench, model, saved.shrinks, progress=tick)
-    widths = {cut.group: len(cut.keep) for cut in saved.shrinks}
-    names = tuple(drop.branch for drop in saved.drops)
-    point = plan.Point(widths=widths, seconds=None, saved=0.0, damage=0.0, drops=names)
-    evidence = judge.evidence(model)
-    return search.Found(point=point, cuts=saved.shrinks, drops=saved.drops, model=model, evidence=evidence)
 
 
 def _destination(loaded: model_io.Loaded, settings: Settings) -> Path | None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import onnx
 import pytest
 
+from passes.aims import AIM, LARGEST_STEP, RECOVERY, Found, Trials, share_used
 from passes.plan import Point
 from passes.results import Evidence, OutputDrift
-from passes.search import AIM, LARGEST_STEP, RECOVERY, Found, _nearest, _Trials, _use
+from passes.search import _nearest
 from passes.settings import Settings
 
 LABELS = Path("labels.npy")
@@ -28,19 +29,19 @@ def found(error: float, drop: float | None = None) -> Found:
     return Found(point=point, cuts=(), model=onnx.ModelProto(), evidence=evidence(error, drop))
 
 
-def trials(settings: Settings, *measured: tuple[int, float, float | None]) -> _Trials:
-    made = _Trials(settings)
+def trials(settings: Settings, *measured: tuple[int, float, float | None]) -> Trials:
+    made = Trials(settings)
     for position, error, drop in measured:
         trial = found(error, drop)
-        made.add(position, trial, _use(trial.evidence, settings))
+        made.add(position, trial, share_used(trial.evidence, settings))
     return made
 
 
 def test_the_use_of_a_budget_is_its_share() -> None:
-    assert _use(evidence(0.05, None), ERROR) == pytest.approx(0.25)
-    assert _use(evidence(0.3, 0.005), DROP) == pytest.approx(0.5)
+    assert share_used(evidence(0.05, None), ERROR) == pytest.approx(0.25)
+    assert share_used(evidence(0.3, 0.005), DROP) == pytest.approx(0.5)
     both = Settings(data=("x.npz",), labels=LABELS, max_drop=0.01, max_error=0.1)
-    assert _use(evidence(0.2, 0.005), both) == pytest.approx(4.0)
+    assert share_used(evidence(0.2, 0.005), both) == pytest.approx(4.0)
 
 
 def test_the_deepest_trial_within_an_error_budget_is_chosen() -> None:
@@ -87,16 +88,16 @@ def test_an_error_budget_is_aimed_at_exactly() -> None:
 
 
 def test_the_error_may_grow_faster_than_the_damage() -> None:
-    made = _Trials(ERROR)
+    made = Trials(ERROR)
     for position, (damage, error) in enumerate(((0.001, 0.03), (0.002, 0.06))):
         point = Point(widths={}, seconds=None, saved=0.0, damage=damage)
         trial = Found(point=point, cuts=(), model=onnx.ModelProto(), evidence=evidence(error, None))
-        made.add(position, trial, _use(trial.evidence, ERROR))
+        made.add(position, trial, share_used(trial.evidence, ERROR))
     assert made.aim() == pytest.approx(0.002 * (AIM * 0.1**2 / 0.06**2) ** (1 / 2))
 
 
 def test_a_look_counts_with_what_the_repair_leaves_of_its_error() -> None:
-    made = _Trials(DROP)
+    made = Trials(DROP)
     made.note(found(0.1, 0.008), 0.8)
     assert made.aim() == pytest.approx(0.01 / RECOVERY)
 

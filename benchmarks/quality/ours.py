@@ -15,12 +15,13 @@ import onnx
 
 import backends
 from benchmarks.quality.rows import Goal
-from passes import apply, candidates, coupling, exact, inputs, model_io, plan, search, workbench
+from passes import apply, candidates, coupling, exact, inputs, model_io, plan, workbench
 from passes.candidates import Candidate
 from passes.graph_io import to_graph
 from passes.progress import Silent
 from passes.records import Shrink
 from passes.samples import Inputs
+from passes.sensitivity import sensitivities
 from passes.settings import Settings
 from passes.validate import Judge
 from passes.workload import Pricer, structures
@@ -127,7 +128,7 @@ def prepare(path: onnx.ModelProto | Path | str, calibration: Inputs, settings: S
     bench = workbench.measure(model, graph, coupled, found, rest, settings, Silent())
     market = Macs(coupled, Pricer(structures(graph), backends.get("cpu")), [c.group.name for c in found])
     probe = Judge(model, held, batch=workbench.RUN_SAMPLES)
-    sensitivity = search.sensitivities(bench, probe, STEP, lambda done: None)
+    sensitivity = sensitivities(bench, probe, STEP, lambda done: None)
     return Shop(original=original, bench=bench, market=market, found=found, sensitivity=sensitivity)
 
 

@@ -1,0 +1,52 @@
+"""How each edit reaches the outputs of the network: measured, one at a time, on few samples.
+
+A bench and a judge come in, output error per group and branch goes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from passes import apply
+from passes.candidates import Offer, widths
+from passes.records import Drop, Shrink
+from passes.validate import Judge
+
+LEAST_DAMAGE = 1e-6
+"""Of a probe that does nothing: no edit is free."""
+
+PROBE_ERROR = 0.05
+"""Depth, in residual of the group, at which its effect on the outputs is measured."""
+
+
+def sensitivities(bench: apply.Bench, judge: Judge, step: int, tick: Callable[[int], None]) -> dict[str, float]:
+    """Output error per unit of a group's residual, and of leaving a branch out: edit one, run, compare.
+
+    The error is the squared relative L2 of the worst output. A probe that does nothing gets a small share instead of
+    zero, so that its edit is not free.
+    """
+    result: dict[str, float] = {}
+    for offer in bench.offers:
+        name = offer.candidate.group.name
+        width, residual = _probe(offer, step)
+        cut = Shrink(group=name, units=offer.units, keep=offer.keep(width), predicted_error=residual)
+        measured = judge.evidence(apply.shrink(bench, (cut,))).worst ** 2
+        result[name] = max(measured / residual, LEAST_DAMAGE) if residual > 0 else 1.0
+        tick(1)
+    repaired = bool(bench.recorded.targets)
+    for branch in bench.branches:
+        drop = Drop(branch=branch.name, nodes=branch.nodes, predicted_error=0.0)
+        probe = apply.shrink(bench, (), (drop,), foresee=repaired)
+        result[branch.name] = max(judge.evidence(probe).worst ** 2, LEAST_DAMAGE)
+        tick(1)
+    return result
+
+
+def _probe(offer: Offer, step: int) -> tuple[int, float]:
+    """The narrowest width whose residual is still below `PROBE_ERROR`, or the widest one."""
+    choices = sorted(widths(offer.units, step))
+    if not choices:
+        choices = [max(offer.units - 1, 1)]
+    fine = [width for width in choices if offer.error(width) <= PROBE_ERROR]
+    width = fine[0] if fine else choices[-1]
+    return width, offer.error(width)
