@@ -1,8 +1,8 @@
 """Which units to keep when their consumers are refitted over all taps: backward elimination, each loss exact.
 
-Second moments of what each consumer sees and its weight come in, a nested order of the units goes out. Next goes what the
-refitted consumers miss least given all that went before: columns c of a least squares fit W with the precision P cost
-tr(W_c P_cc^-1 W_c^T) (Hassibi and Stork 1992, optimal brain surgeon; here for blocks, and exact, as the loss is quadratic).
+Second moments of what each consumer sees and its weight come in, a nested order of the units goes out. Next goes what
+the refitted consumers miss least given all that went before: columns c of a least squares fit W with precision P cost
+tr(W_c P_cc^-1 W_c^T): the optimal brain surgeon (Hassibi and Stork 1992) for blocks, and exact, the loss is quadratic.
 """
 
 from __future__ import annotations
