@@ -134,37 +134,41 @@ def _strength(
     """The ridge with the least held-out error and its solver; None when nothing beats the start."""
     held_xx, held_xy = unseen.centred(group, biased)
     xx, xy = seen.centred(group, biased)
-    tried: dict[int, tuple[float, Solver | None]] = {}
+    losses: dict[int, float] = {}
+    solvers: dict[int, Solver | None] = {}
 
     def held_error(solution: Floats) -> float:
         return float(np.sum(solution * (held_xx @ solution)) - 2 * np.sum(solution * held_xy))
 
     def attempt(number: int) -> tuple[float, Solver | None]:
-        solve = _factor(xx, STRENGTHS[number])
+        solve = _factor(xx.copy(), STRENGTHS[number])
         return math.inf if solve is None else held_error(solve(xy, start)), solve
 
-    def error(number: int) -> float:
-        if number not in tried:
-            tried[number] = attempt(number)
-        return tried[number][0]
+    def learn(*numbers: int) -> int:
+        for number, (loss, solve) in zip(numbers, spread(attempt, numbers, threads=threads), strict=True):
+            losses[number], solvers[number] = loss, solve
+        best = min(losses, key=lambda number: (losses[number], number))
+        # A factor is as large as the moments: only the best one is of use.
+        for worse in set(solvers) - {best}:
+            del solvers[worse]
+        return best
 
-    first = (FIRST, FIRST + 1)
-    tried.update(zip(first, spread(attempt, first, threads=threads), strict=True))
-    best = FIRST
-    for step in (1, -1):
-        while 0 <= best + step < len(STRENGTHS) and error(best + step) < error(best):
-            best += step
-    loss, solver = error(best), tried[best][1]
-    return (STRENGTHS[best], solver) if solver is not None and loss < held_error(start) else None
+    best = learn(FIRST, FIRST + 1)
+    step = 1 if best > FIRST else -1
+    while 0 <= best + step < len(STRENGTHS):
+        wider, best = best + step, learn(best + step)
+        if best != wider:
+            break
+    solver = solvers[best]
+    return (STRENGTHS[best], solver) if solver is not None and losses[best] < held_error(start) else None
 
 
 def _factor(xx: Floats, strength: float) -> Solver | None:
-    """Solver of (xx + ridge I) W = xy + ridge start; None when xx is not positive."""
+    """Solver of (xx + ridge I) W = xy + ridge start, which takes the matrix over; None when xx is not positive."""
     ridge = strength * max(float(np.trace(xx)) / len(xx), 1e-300)
-    regular = xx.copy()
-    regular[np.diag_indices_from(regular)] += ridge
+    xx[np.diag_indices_from(xx)] += ridge
     try:
-        factor = scipy.linalg.cho_factor(regular, lower=True, overwrite_a=True, check_finite=False)
+        factor = scipy.linalg.cho_factor(xx.T, lower=True, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError:
         return None
     return lambda xy, start: scipy.linalg.cho_solve(factor, xy + ridge * start, check_finite=False)
