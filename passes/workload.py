@@ -63,6 +63,7 @@ def workload(structure: Structure, shape_of: ShapeOf) -> Workload | None:
         inputs=structure.inputs,
         outputs=tuple(name for name in structure.outputs if name),
         helpers=structure.helpers,
+        sizes_open=structure.sizes_open,
     )
 
 
@@ -234,6 +235,7 @@ def _skeleton(structure: Structure) -> Workload:
         weight_elements=0,
         inputs=structure.inputs,
         outputs=tuple(name for name in structure.outputs if name),
+        sizes_open=structure.sizes_open,
     )
 
 
