@@ -85,12 +85,7 @@ class Pricer:
         kernels = backend.fuse(skeletons)
         self._backend = backend
         self._kernels = tuple(
-            _Slot(
-                members=tuple(named[w.name] for w in (k.head, *k.epilogue)),
-                layout=k.layout,
-                blocked=k.blocked,
-                written_as=k.written_as,
-            )
+            _Slot(tuple(named[w.name] for w in (k.head, *k.epilogue)), k.layout, k.blocked, k.written_as)
             for k in kernels
         )
         self._tensors = tuple(
@@ -190,7 +185,7 @@ def price(structures: Sequence[Structure], shape_of: ShapeOf, backend: Backend) 
     return Pricer(structures, backend).total(shape_of)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Slot:
     members: tuple[Structure, ...]
     layout: str
