@@ -81,6 +81,7 @@ class Workload:
         inputs: Names of the tensors read that are not constants.
         outputs: Names of the tensors written.
         helpers: Nodes of shape arithmetic that run for this one alone, because the file leaves sizes open.
+        sizes_open: Whether the file leaves sizes open at all.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Workload:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     helpers: int = 0
+    sizes_open: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ def fuse(
         workloads: Nodes in topological order.
         epilogues: Operator types that a matrix kernel may absorb.
         product_epilogues: The same of a Gemm.
-        bare: Matrix operators that absorb nothing.
+        bare: Matrix operators that absorb nothing, but a MatMul its bias.
         written_as: Whether spelled-out operators are found and become one kernel.
         residual: Whether an absorbed node may read a second activation.
         block_bound: Operator types that leave the blocked layout when their channels are not whole blocks.
@@ -63,12 +63,16 @@ def fuse(
                 absorbed.update(members)
                 groups.append((head, tuple(workloads[i] for i in members[1:]), kind))
                 continue
-        allowed = frozenset() if head.op_type in bare else product_epilogues if head.op_type == "Gemm" else epilogues
+        allowed = product_epilogues if head.op_type == "Gemm" else epilogues
+        # With known sizes a MatMul and the bias behind it become a Gemm between two views.
+        bias = head.op_type == "MatMul" and not head.sizes_open
         epilogue: list[Workload] = []
         tail = head
         while head.matrix is not None and len(tail.outputs) == 1 and readers[tail.outputs[0]] == 1:
             following = reader[tail.outputs[0]]
             work = workloads[following]
+            if head.op_type in bare and (not bias or epilogue or work.op_type != "Add" or len(work.inputs) > 1):
+                break
             if following in absorbed or work.op_type not in allowed or (len(work.inputs) > 1 and not residual):
                 break
             absorbed.add(following)

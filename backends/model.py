@@ -29,7 +29,7 @@ class Backend:
         channel_step: Widths worth trying are its multiples.
         epilogues: Operator types that the runtime fuses behind a matrix kernel.
         product_epilogues: The same behind a Gemm, where they differ from those of a convolution.
-        bare: Matrix operators behind which nothing is fused.
+        bare: Matrix operators behind which nothing is fused, but a bias behind a MatMul of known sizes.
         written_as: Whether the runtime puts one operator in the place of a spelled-out normalisation or Gelu.
         toolchain: The chip whose toolchain takes its models, as `family:variant`; None for itself, "" for unknown.
         residual: Whether a fused operator may read a second activation (a residual Add).

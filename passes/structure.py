@@ -39,6 +39,7 @@ class Structure:
         equation: Of an Einsum.
         helpers: Nodes of shape arithmetic left out in front of this one that an interpreter runs, because the file
             leaves the sizes open that they ask for.
+        sizes_open: Whether an input of the file leaves a size open.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Structure:
     transpose_b: bool = False
     equation: str = ""
     helpers: int = 0
+    sizes_open: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -99,6 +101,7 @@ def structures(graph: gs.Graph) -> tuple[Structure, ...]:
                 transpose_b=bool(node.attrs.get("transB", 0)),
                 equation=equation.replace(" ", "") if isinstance(equation, str) else "",
                 helpers=helpers.of(node),
+                sizes_open=helpers.sizes_open,
             )
         )
     return tuple(found)
@@ -119,7 +122,7 @@ class _Helpers:
     """Shape arithmetic on sizes that the file leaves open: counted for the first node that needs it."""
 
     def __init__(self, graph: gs.Graph) -> None:
-        self._open = any(_left_open(t) for t in graph.inputs)
+        self.sizes_open = any(_left_open(t) for t in graph.inputs)
         self._behind: dict[str, frozenset[int]] = {}
         self._counted: set[int] = set()
         # The runtime runs equal nodes once: a node, and a tensor, is known by what it says.
@@ -127,7 +130,7 @@ class _Helpers:
         self._said: dict[str, object] = {}
 
     def left_out(self, node: gs.Node) -> None:
-        if not self._open:
+        if not self.sizes_open:
             return
         behind = frozenset[int]().union(*(self._behind.get(t.name, ()) for t in node.inputs))
         asks = node.op in ("Shape", "Size") and any(_left_open(t) for t in node.inputs)

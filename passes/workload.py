@@ -63,6 +63,7 @@ def workload(structure: Structure, shape_of: ShapeOf) -> Workload | None:
         inputs=structure.inputs,
         outputs=tuple(name for name in structure.outputs if name),
         helpers=structure.helpers,
+        sizes_open=structure.sizes_open,
     )
 
 
@@ -84,12 +85,7 @@ class Pricer:
         kernels = backend.fuse(skeletons)
         self._backend = backend
         self._kernels = tuple(
-            _Slot(
-                members=tuple(named[w.name] for w in (k.head, *k.epilogue)),
-                layout=k.layout,
-                blocked=k.blocked,
-                written_as=k.written_as,
-            )
+            _Slot(tuple(named[w.name] for w in (k.head, *k.epilogue)), k.layout, k.blocked, k.written_as)
             for k in kernels
         )
         self._tensors = tuple(
@@ -189,7 +185,7 @@ def price(structures: Sequence[Structure], shape_of: ShapeOf, backend: Backend) 
     return Pricer(structures, backend).total(shape_of)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Slot:
     members: tuple[Structure, ...]
     layout: str
@@ -234,6 +230,7 @@ def _skeleton(structure: Structure) -> Workload:
         weight_elements=0,
         inputs=structure.inputs,
         outputs=tuple(name for name in structure.outputs if name),
+        sizes_open=structure.sizes_open,
     )
 
 

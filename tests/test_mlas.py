@@ -227,6 +227,11 @@ def test_nothing_is_fused_behind_a_product_of_three_axes(tmp_path: Path) -> None
     assert [one.op_type for one in runtime.kernel_seconds(runner)] == ["MatMul", "Add", "Relu"]
     asked = Pricer(structures(to_graph(model)), CHIP).demands(infer(model, {"x": (2, 8, 16)}).get)
     assert asked is not None and [one.launch for one in asked] == ["matmul", "vector", "vector"]
+    known = spelled(text.replace("N,", "2,"))
+    runner = runtime.session(known, threads=1, profile=tmp_path / "p")
+    runner.run(None, {"x": np.ones((2, 8, 16), np.float32)})
+    assert [one.op_type for one in runtime.kernel_seconds(runner)] == ["Reshape", "Gemm", "Reshape", "Relu"]
+    assert [one.launch for one in demands(known)] == ["matmul", "vector"]
 
 
 def test_shape_arithmetic_is_paid_where_the_file_leaves_sizes_open(tmp_path: Path) -> None:
