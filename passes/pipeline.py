@@ -42,6 +42,9 @@ from passes.settings import Settings
 from passes.validate import Judge
 from passes.verdict import EXACT_ERROR
 
+EXACT_SAMPLES = 256
+"""Held-out samples on which exact rewrites are looked at before anything is cut; what is written is judged on all."""
+
 MADE_UP = 1024
 """Synthetic samples, calibration and evaluation together, when the user has none."""
 
@@ -90,14 +93,17 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         simple = replace(simple, model=apply.rewrite(original, simple.steps))
     notes = [*loaded.notes, *given.all.notes]
     judge = Judge(original, given.evaluation, threads=settings.threads, batch=workbench.RUN_SAMPLES)
-    evidence = judge.evidence(simple.model)
-    if evidence.worst > EXACT_ERROR:
-        notes.append(f"the exact rewrites moved the outputs by {evidence.worst:.1e} on this machine and were left out")
+    if (moved := judge.moved(simple.model, EXACT_SAMPLES)) > EXACT_ERROR:
+        notes.append(_left_out(moved))
         simple = exact.Simplified(model=original, steps=(), refusals=simple.refusals)
-        evidence = judge.evidence(original)
     decided = lossy.cut(simple, given.calibration, given.evaluation, judge, backend, settings, saved, watch)
     notes.extend(decided.notes)
-    model, evidence = (decided.found.model, decided.found.evidence) if decided.found else (simple.model, evidence)
+    model = decided.found.model if decided.found else simple.model
+    evidence = decided.found.evidence if decided.found else judge.evidence(model)
+    if decided.found is None and evidence.worst > EXACT_ERROR:
+        notes.append(_left_out(evidence.worst))
+        simple = exact.Simplified(model=original, steps=(), refusals=simple.refusals)
+        model, evidence = original, judge.evidence(original)
     if saved is not None and not aims.within(evidence, settings):
         raise ValidationFailed(
             "the replayed plan loses more on these inputs than the budget allows; nothing was written"
@@ -148,6 +154,10 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         output=written,
         seconds=time.perf_counter() - started,
     )
+
+
+def _left_out(moved: float) -> str:
+    return f"the exact rewrites moved the outputs by {moved:.1e} on this machine and were left out"
 
 
 def _variants(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from passes import runtime
+from passes import parallel, runtime
 from passes.linear import UnitAxis
 from passes.records import Array, Floats
 
@@ -82,18 +82,22 @@ def collect(
     inputs = {value.name for value in model.graph.input}
     session = runtime.session(model, threads=threads, extra_outputs=[name for name in names if name not in inputs])
     sums = {(tap.tensor, tap.axis): _Sum(tap.products) for tap in taps}
-    spread = {name: _Spread() for name in scales}
+    variances = {name: _Spread() for name in scales}
     for tap in taps:
         if tap.tensor in inputs:
             sums[tap.tensor, tap.axis].add(observations(feeds[tap.tensor], tap.axis, tap.units))
+    inner = [tap for tap in taps if tap.tensor not in inputs]
     for values in runtime.run_batches(session, feeds, batch):
-        for tap in taps:
-            if tap.tensor not in inputs:
-                rows = [observations(values[name], tap.axis, tap.units) for name in (tap.tensor, tap.beside) if name]
-                sums[tap.tensor, tap.axis].add(np.concatenate(rows, axis=1) if tap.beside else rows[0])
+
+        def add(tap: Tap, values: Mapping[str, Array] = values) -> None:
+            rows = [observations(values[name], tap.axis, tap.units) for name in (tap.tensor, tap.beside) if name]
+            sums[tap.tensor, tap.axis].add(np.concatenate(rows, axis=1) if tap.beside else rows[0])
+
+        # Each sum is one thread's at a time, batch after batch: its digits do not depend on how many there are.
+        parallel.spread(add, inner, threads=threads)
         for name, axis in scales.items():
-            spread[name].add(values[name], axis)
-    return {key: total.moments() for key, total in sums.items()}, {n: s.variance() for n, s in spread.items()}
+            variances[name].add(values[name], axis)
+    return {key: total.moments() for key, total in sums.items()}, {n: v.variance() for n, v in variances.items()}
 
 
 class _Sum:

@@ -98,6 +98,18 @@ class Judge:
             metric_error=None if self._judged is None else _standard_error(changed, hits[0] - hits[1], samples),
         )
 
+    def moved(self, after: onnx.ModelProto, samples: int) -> float:
+        """Largest relative L2 over the outputs on about the first samples: a look at what should be exact."""
+        drifts = {name: _Drift() for name in self._names}
+        seen = 0
+        for old, new in self._pairs(after):
+            for name in self._names:
+                drifts[name].add(*_comparable(name, old[name], new[name]))
+            seen += self._batch
+            if seen >= samples:
+                break
+        return max(drift.result(name, None).relative_l2 for name, drift in drifts.items())
+
     def _pairs(self, after: onnx.ModelProto) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
         try:
             session = runtime.session(after, threads=self._threads)
