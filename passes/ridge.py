@@ -67,33 +67,42 @@ class Moments:
                 len(rows.x),
                 x.sum(axis=1, dtype=np.float64),
                 y.sum(axis=1, dtype=np.float64),
-                (xt @ x).astype(np.float64),
-                (xt @ y).astype(np.float64),
+                xt @ x,
+                xt @ y,
             )
 
-    def _add(self, count: int, x: Floats, y: Floats, xx: Floats, xy: Floats) -> None:
+    def _add(self, count: int, x: Floats, y: Floats, xx: Array, xy: Array) -> None:
         if not self.count:
-            self.x, self.y, self.xx, self.xy = x, y, xx, xy
+            self.x, self.y = x, y
+            self.xx, self.xy = xx.astype(np.float64, copy=False), xy.astype(np.float64, copy=False)
         elif count:
             self.x, self.y = self.x + x, self.y + y
+            # In place: the largest arrays of a whole run.
             self.xx += xx
             self.xy += xy
         self.count += count
 
-    def __add__(self, other: Moments) -> Moments:
+    def absorb(self, other: Moments) -> Moments:
+        """These moments as they are, but for E[x x^T], which the sum takes over: the sum of both."""
         total = Moments(())
-        if self.count:
-            total._add(self.count, self.x.copy(), self.y.copy(), self.xx.copy(), self.xy.copy())
+        total.count, total.x, total.y, total.xx, total.xy = self.count, self.x, self.y, self.xx, self.xy.copy()
+        self.xx = np.zeros(0)
         total._add(other.count, other.x, other.y, other.xx, other.xy)
         return total
 
     def centred(self, group: int, biased: bool) -> tuple[Floats, Floats]:
         """E[x x^T] and E[x y^T] of a group, about the means when a bias takes those up."""
-        xx, xy = self.xx[group] / self.count, self.xy[group] / self.count
-        if not biased:
-            return xx, xy
-        x, y = self.x[group] / self.count, self.y[group] / self.count
-        return xx - np.outer(x, x), xy - np.outer(x, y)
+        xx: Floats = self.xx[group] / self.count
+        if biased:
+            x = self.x[group] / self.count
+            for row, value in zip(xx, x, strict=True):
+                row -= value * x
+        return xx, self.products(group, biased)
+
+    def products(self, group: int, biased: bool) -> Floats:
+        """E[x y^T] of a group, about the means when a bias takes those up."""
+        xy: Floats = self.xy[group] / self.count
+        return xy - np.outer(self.x[group] / self.count, self.y[group] / self.count) if biased else xy
 
     def offset(self, weight: Floats) -> Floats:
         """The bias that goes with a weight: E[y] - E[x] W."""
@@ -109,9 +118,8 @@ def fit(
     A group whose best held-out error is that of `start` keeps it. With `rectified`, the least squares are refined
     towards the error behind the ReLU when that helps the held-out rows.
     """
-    seen, unseen = Moments.of(train, threads), Moments.of(held, threads)
-    chosen = spread(lambda g: _strength(seen, unseen, g, start[g], biased, threads), range(len(start)), threads=threads)
-    everything = seen + unseen
+    seen = Moments.of(train, threads)
+    everything, chosen = _strengths(seen, Moments.of(held, threads), start, biased, threads)
     solvers = [
         None if best is None else _factor(everything.centred(group, biased)[0], best[0])
         for group, best in enumerate(chosen)
@@ -128,12 +136,20 @@ def fit(
     return weight, offset
 
 
+def _strengths(
+    seen: Moments, unseen: Moments, start: Floats, biased: bool, threads: int
+) -> tuple[Moments, list[tuple[float, Solver] | None]]:
+    """All moments in one, and a ridge for each group."""
+    chosen = spread(lambda g: _strength(seen, unseen, g, start[g], biased, threads), range(len(start)), threads=threads)
+    return seen.absorb(unseen), chosen
+
+
 def _strength(
     seen: Moments, unseen: Moments, group: int, start: Floats, biased: bool, threads: int
 ) -> tuple[float, Solver] | None:
     """The ridge with the least held-out error and its solver; None when nothing beats the start."""
     held_xx, held_xy = unseen.centred(group, biased)
-    xx, xy = seen.centred(group, biased)
+    xy = seen.products(group, biased)
     losses: dict[int, float] = {}
     solvers: dict[int, Solver | None] = {}
 
@@ -141,7 +157,7 @@ def _strength(
         return float(np.sum(solution * (held_xx @ solution)) - 2 * np.sum(solution * held_xy))
 
     def attempt(number: int) -> tuple[float, Solver | None]:
-        solve = _factor(xx.copy(), STRENGTHS[number])
+        solve = _factor(seen.centred(group, biased)[0], STRENGTHS[number])
         return math.inf if solve is None else held_error(solve(xy, start)), solve
 
     def learn(*numbers: int) -> int:
@@ -178,7 +194,7 @@ def _solve(moments: Moments, start: Floats, solvers: Sequence[Solver | None], bi
     result = start.copy()
     for group, solve in enumerate(solvers):
         if solve is not None:
-            result[group] = solve(moments.centred(group, biased)[1], start[group])
+            result[group] = solve(moments.products(group, biased), start[group])
     return result
 
 
