@@ -59,6 +59,23 @@ def test_scaled_outputs_are_measured_as_wrong(factor: float, batch: int) -> None
     assert drift.cosine == pytest.approx(math.copysign(1, factor), abs=1e-6)
 
 
+def test_a_look_sees_the_first_samples_and_no_others() -> None:
+    nodes = """a = MatMul (x, w)
+        l = Abs (x)
+        s = ReduceMax <axes = [1], keepdims = 1> (l)
+        b = Greater (s, t)
+        c = Cast <to = 1> (b)
+        d = Add (c, o)
+        y = Mul (a, d)"""
+    bent = build(nodes, t=np.float32(50), o=np.float32(1))
+    x = X.copy()
+    x[12:] *= 100
+    judge = validate.Judge(original(), inputs(x), batch=4)
+    assert judge.moved(bent, 8) == 0.0
+    assert judge.moved(bent, 20) == pytest.approx(judge.evidence(bent).worst, rel=1e-6)
+    assert judge.moved(bent, 20) > 0.5
+
+
 def test_drift_agrees_with_an_independent_computation() -> None:
     other = build("y = MatMul (x, v)", v=RNG.normal(size=(4, 3)).astype(np.float32))
     evidence = validate.compare(original(), other, inputs(), batch=6)
