@@ -79,20 +79,20 @@ class Trials:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._made: list[tuple[int, Found, float]] = []
+        self._made: list[tuple[int, Found]] = []
         self._noted: list[Found] = []
         self._squares = self._products = 0.0
 
-    def note(self, found: Found, use: float) -> None:
+    def note(self, found: Found) -> None:
         """One more point of the line: a plan that was measured, to be chosen or not."""
         self._noted.append(found)
         self._squares += found.evidence.worst**4
-        self._products += max(use, FAINT) * found.evidence.worst**2
+        self._products += max(share_used(found.evidence, self._settings), FAINT) * found.evidence.worst**2
 
-    def add(self, position: int, found: Found, use: float) -> None:
+    def add(self, position: int, found: Found) -> None:
         """One more trial at a point of the way."""
-        self._made.append((position, found, use))
-        self.note(found, use)
+        self._made.append((position, found))
+        self.note(found)
 
     def aim(self) -> float:
         """Predicted damage that will use `AIM` of the budget, not too far from the latest.
@@ -104,16 +104,16 @@ class Trials:
         wanted = math.inf
         if slope > 0:
             share = 1.0 if self._made else RECOVERY
-            known = [trial for _, trial, _ in self._made] or self._noted
+            known = [trial for _, trial in self._made] or self._noted
             pairs = [(math.log(_some(t.point.damage)), math.log(_some(share * t.evidence.worst**2))) for t in known]
             wanted = math.exp(_along(pairs, math.log(AIM / slope)))
         return min(max(wanted, latest / LARGEST_STEP), latest * LARGEST_STEP)
 
     def bracket(self, points: int) -> tuple[int, int]:
         """The deepest sound trial, -1 for none, and the next unsound one behind it."""
-        sound = {position for position, _, _ in self._sound()}
+        sound = {position for position, _ in self._sound()}
         low = max(sound, default=-1)
-        return low, min((p for p, _, _ in self._made if p > low and p not in sound), default=points)
+        return low, min((p for p, _ in self._made if p > low and p not in sound), default=points)
 
     def chosen(self) -> Found | None:
         """The deepest sound trial; without one the least deep of those within the budget."""
@@ -125,12 +125,12 @@ class Trials:
     def _slope(self) -> float:
         return self._products / self._squares if self._squares > 0 else 0.0
 
-    def _sound(self) -> list[tuple[int, Found, float]]:
+    def _sound(self) -> list[tuple[int, Found]]:
         slope = self._slope()
         allowed = 1 + ROUNDING if self._settings.max_drop is None else ALLOWED
         return [
-            (position, found, use)
-            for position, found, use in self._made
+            (position, found)
+            for position, found in self._made
             if within(found.evidence, self._settings) and slope * found.evidence.worst**2 <= allowed
         ]
 

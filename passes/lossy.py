@@ -112,12 +112,7 @@ def cut(
 
 
 def _replayed(saved: Plan, bench: apply.Bench, judge: Judge, watch: Progress) -> aims.Found:
-    model = apply.shrink(bench, saved.shrinks, saved.drops)
-    if saved.repair:
-        with watch.stage("repair", None) as tick:
-            model = apply.mend(bench, model, saved.shrinks, progress=tick)
     widths = {cut.group: len(cut.keep) for cut in saved.shrinks}
     names = tuple(drop.branch for drop in saved.drops)
     point = plan.Point(widths=widths, seconds=None, saved=0.0, damage=0.0, drops=names)
-    evidence = judge.evidence(model)
-    return aims.Found(point=point, cuts=saved.shrinks, drops=saved.drops, model=model, evidence=evidence)
+    return search.carry(bench, point, saved.shrinks, saved.drops, judge, watch, mend=saved.repair)

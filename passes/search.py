@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from passes import apply, plan
-from passes.aims import AIM, RECOVERY, Found, Trials, share_used, within
+from passes.aims import AIM, RECOVERY, Found, Trials, within
 from passes.plan import Market, Point
 from passes.progress import Progress
+from passes.records import Drop, Shrink
 from passes.results import SearchPoint
 from passes.settings import Settings
 from passes.validate import Judge
@@ -55,25 +56,23 @@ def best(
     looks = LOOKS if settings.repair and not light and settings.speedup is None else 0
     trials = LIGHT_TRIALS if light else TRIALS
 
-    def look(position: int, *, mend: bool) -> tuple[Found, float]:
+    def look(position: int, *, mend: bool) -> Found:
         trial = attempt(bench, market, points[position], sensitivity, judge, settings, mend, progress)
         seen.append(_record(trial, market, within(trial.evidence, settings)))
         tick(1)
-        return trial, share_used(trial.evidence, settings)
+        return trial
 
     with progress.stage("search", looks + trials) as tick:
         made = Trials(settings)
         position = _start(points, settings)
         for _ in range(looks if points else 0):
-            found, use = look(position, mend=False)
-            made.note(found, use)
+            made.note(look(position, mend=False))
             position = _nearest(points, -1, len(points), made.aim())
         for number in range(trials + MORE_TRIALS):
             low, high = made.bracket(len(points))
             if not low < position < high or (low >= 0 and number >= trials):
                 break
-            trial, use = look(position, mend=settings.repair)
-            made.add(position, trial, use)
+            made.add(position, look(position, mend=settings.repair))
             low, high = made.bracket(len(points))
             aim = made.aim()
             if low < 0:
@@ -124,14 +123,29 @@ def attempt(
     mend: bool,
     progress: Progress,
 ) -> Found:
-    """Carry one point of the way out and measure it."""
+    """Carry one point of the way out and measure it; `mend` says whether it is repaired in order."""
     cuts = plan.shrinks(point, bench.offers, sensitivity, market)
     drops = plan.drops(point, bench.branches, sensitivity, market)
-    model = apply.shrink(bench, cuts, drops, foresee=settings.repair and not mend)
+    return carry(bench, point, cuts, drops, judge, progress, mend=mend, foresee=settings.repair and not mend)
+
+
+def carry(
+    bench: apply.Bench,
+    point: Point,
+    cuts: Sequence[Shrink],
+    drops: Sequence[Drop],
+    judge: Judge,
+    progress: Progress,
+    *,
+    mend: bool,
+    foresee: bool = False,
+) -> Found:
+    """Cut, drop and repair as said, and measure what came of it."""
+    model = apply.shrink(bench, cuts, drops, foresee=foresee)
     if mend:
         with progress.stage("repair", None) as tick:
             model = apply.mend(bench, model, cuts, progress=tick)
-    return Found(point=point, cuts=cuts, drops=drops, model=model, evidence=judge.evidence(model))
+    return Found(point=point, cuts=tuple(cuts), drops=tuple(drops), model=model, evidence=judge.evidence(model))
 
 
 def _record(found: Found, market: Market, good: bool) -> SearchPoint:

@@ -25,6 +25,12 @@ def drop(bench: apply.Bench, name: str) -> Drop:
     return Drop(branch=name, nodes=branch.nodes, predicted_error=0.0)
 
 
+def stream_cut(bench: apply.Bench) -> Shrink:
+    """12 of the 16 channels of the residual stream."""
+    (offer,) = [offer for offer in bench.offers if len(offer.candidate.group.nodes("consumes")) > 2]
+    return Shrink(group=offer.candidate.group.name, units=16, keep=offer.keep(12), predicted_error=0.0)
+
+
 def oracle(model: onnx.ModelProto, names: tuple[str, ...]) -> onnx.ModelProto:
     """Every branch overwritten by its mean of the calibration inputs, taken here by hand; no node goes."""
     graph = to_graph(model)
@@ -113,9 +119,7 @@ def test_the_mean_is_the_best_constant() -> None:
 def test_the_mean_is_cut_with_the_stream() -> None:
     model = convolutional(channels=16, inner=8)
     bench = bench_of(model)
-    offers = {offer.candidate.group.name: offer for offer in bench.offers}
-    (stream,) = [name for name, offer in offers.items() if len(offer.candidate.group.nodes("consumes")) > 2]
-    cut = Shrink(group=stream, units=16, keep=offers[stream].keep(12), predicted_error=0.0)
+    cut = stream_cut(bench)
     both = apply.shrink(bench, (cut,), (drop(bench, "n_s2"),))
     onnx.checker.check_model(both, full_check=True)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in both.graph.initializer}
@@ -267,9 +271,7 @@ def test_a_map_is_fitted_to_the_channels_that_stay() -> None:
     """Cut with the stream, and no worse than the map of all channels cut to them."""
     model = convolutional(channels=16, inner=8)
     bench = bench_of(model)
-    offers = {offer.candidate.group.name: offer for offer in bench.offers}
-    (stream,) = [name for name, offer in offers.items() if len(offer.candidate.group.nodes("consumes")) > 2]
-    cut = Shrink(group=stream, units=16, keep=offers[stream].keep(12), predicted_error=0.0)
+    cut = stream_cut(bench)
     both = apply.shrink(bench, (cut,), (drop(bench, "n_s2"),), foresee=True)
     onnx.checker.check_model(both, full_check=True)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in both.graph.initializer}

@@ -32,8 +32,7 @@ def found(error: float, drop: float | None = None) -> Found:
 def trials(settings: Settings, *measured: tuple[int, float, float | None]) -> Trials:
     made = Trials(settings)
     for position, error, drop in measured:
-        trial = found(error, drop)
-        made.add(position, trial, share_used(trial.evidence, settings))
+        made.add(position, found(error, drop))
     return made
 
 
@@ -92,13 +91,13 @@ def test_the_error_may_grow_faster_than_the_damage() -> None:
     for position, (damage, error) in enumerate(((0.001, 0.03), (0.002, 0.06))):
         point = Point(widths={}, seconds=None, saved=0.0, damage=damage)
         trial = Found(point=point, cuts=(), model=onnx.ModelProto(), evidence=evidence(error, None))
-        made.add(position, trial, share_used(trial.evidence, ERROR))
+        made.add(position, trial)
     assert made.aim() == pytest.approx(0.002 * (AIM * 0.1**2 / 0.06**2) ** (1 / 2))
 
 
 def test_a_look_counts_with_what_the_repair_leaves_of_its_error() -> None:
     made = Trials(DROP)
-    made.note(found(0.1, 0.008), 0.8)
+    made.note(found(0.1, 0.008))
     assert made.aim() == pytest.approx(0.01 / RECOVERY)
 
 

@@ -6,7 +6,7 @@ A new rewrite is one file in this folder that ends in `REWRITE = ...`; `passes.r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Protocol
 
 import onnx_graphsurgeon as gs
@@ -69,23 +69,37 @@ def pairs(
         examine: None where there is nothing to do, a string why not, anything else what to do.
         say: The note of a step, from the node and its producer.
 
-    Yields:
+    Returns:
         Pairs that do not overlap, the later node as the subject; longer chains follow in the next rounds.
     """
+    return apart(_pairs(name, graph, examine, say))
+
+
+def _pairs(
+    name: str,
+    graph: gs.Graph,
+    examine: Callable[[Surroundings, gs.Node], object],
+    say: Callable[[gs.Node, gs.Node], str],
+) -> Iterator[Step | Refusal]:
     around = read(graph)
-    taken: set[str] = set()
     for node in around.nodes.values():
         found = examine(around, node)
-        if found is None:
-            continue
         if isinstance(found, str):
             yield Refusal(subject=node.name, reason=found)
-            continue
-        first = node.inputs[0].inputs[0]
-        if {node.name, first.name} & taken:
-            continue
-        taken.update((node.name, first.name))
-        yield Step(rewrite=name, subject=node.name, nodes=(node.name, first.name), note=say(node, first))
+        elif found is not None:
+            first = node.inputs[0].inputs[0]
+            yield Step(rewrite=name, subject=node.name, nodes=(node.name, first.name), note=say(node, first))
+
+
+def apart(offers: Iterable[Step | Refusal]) -> Iterator[Step | Refusal]:
+    """The offers without steps that touch a node of one before them; those come again in the next round."""
+    taken: set[str] = set()
+    for offer in offers:
+        if isinstance(offer, Step):
+            if taken.intersection(offer.nodes):
+                continue
+            taken.update(offer.nodes)
+        yield offer
 
 
 def resizes(rewrite: Rewrite | Trade) -> bool:

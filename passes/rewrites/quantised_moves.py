@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from passes.errors import RewriteFailed
 from passes.graphs import Surroundings, given, is_standard, read, redirect, remove
 from passes.records import Refusal, Step
+from passes.rewrites.base import apart
 
 MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice")
 TYPES = (np.int8, np.uint8, np.int16, np.uint16)
@@ -39,17 +40,15 @@ class QuantisedMoves:
 
     def propose(self, graph: gs.Graph) -> Iterator[Step | Refusal]:
         """Ways that do not overlap; another one from the same dequantiser follows in the next round."""
-        around = read(graph)
-        taken: set[str] = set()
+        return apart(self._offers(read(graph)))
+
+    def _offers(self, around: Surroundings) -> Iterator[Step | Refusal]:
         for node in around.nodes.values():
             found = _examine(around, node)
             if isinstance(found, str):
                 yield Refusal(subject=node.name, reason=found)
             elif found is not None:
                 names = (node.name, *(move.name for move in found.moves), found.first.name)
-                if taken.intersection(names):
-                    continue
-                taken.update(names)
                 note = f"What {found.first.name!r} dequantises and {node.name!r} quantises again stays quantised."
                 yield Step(rewrite=self.name, subject=node.name, nodes=names, note=note)
 
