@@ -26,6 +26,7 @@ from benchmarks import common
 from benchmarks.geometry import Workshop, prepare, width
 from passes import apply, plan, profile
 from passes.candidates import Offer
+from passes.market import Market
 from passes.plot import Panel, Series, draw
 from passes.records import Array, Json, Shrink
 from passes.settings import Geometry
@@ -100,7 +101,7 @@ def uniform(bench: apply.Bench, method: Method, cut: float) -> tuple[Shrink, ...
 def planned(bench: apply.Bench, target: str, seconds: float) -> tuple[Shrink, ...] | None:
     """The first plan on the target's way that is as fast as `seconds`; damage is the residual itself, unscaled."""
     backend = backends.get(target)
-    market = plan.Market(
+    market = Market(
         bench.coupling, Pricer(structures(bench.graph), backend), [o.candidate.group.name for o in bench.offers]
     )
     ones = {offer.candidate.group.name: 1.0 for offer in bench.offers}

@@ -91,6 +91,7 @@ def prepare(network: common.Network, images: Array) -> Workshop:
         coupling=coupled,
         offers=(),
         branches=(),
+        ranks=(),
         moments=moments,
         batches=batches,
         recorded=targets.record(model, graph, coupled, batches, consumers=(), threads=0, seed=0),

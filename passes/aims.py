@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import onnx
 
 from passes.plan import Point
-from passes.records import Drop, Shrink
+from passes.records import Drop, LowRank, Shrink
 from passes.results import Evidence
 from passes.settings import Settings
 from passes.verdict import ROUNDING
 
-RECOVERY = 0.75
+RECOVERY = 0.5
 """Share of the damage that is left, as a rule, when the sequential repair has absorbed what the refits left."""
 
 AIM = 0.8
@@ -44,6 +44,7 @@ class Found:
     point: Point
     cuts: tuple[Shrink, ...]
     drops: tuple[Drop, ...] = ()
+    low_ranks: tuple[LowRank, ...] = ()
     model: onnx.ModelProto
     evidence: Evidence
 

@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from passes import aims, apply, search
-from passes.plan import Market, Point
+from passes.market import Market
+from passes.plan import Point
 from passes.plot import Panel, Series, draw
 from passes.progress import Progress
 from passes.results import Profile, Variant

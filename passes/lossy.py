@@ -12,6 +12,7 @@ from backends import Backend
 from passes import aims, apply, branches, candidates, coupling, exact, frontier, inputs, plan, search, workbench
 from passes.errors import PlanError
 from passes.graph_io import to_graph
+from passes.market import Market
 from passes.progress import Progress
 from passes.records import Branch, Group, Plan, Refusal
 from passes.results import SearchPoint
@@ -21,7 +22,7 @@ from passes.settings import Settings
 from passes.validate import Judge
 from passes.workload import Pricer, structures
 
-PROBE_SAMPLES = 64
+PROBE_SAMPLES = 32
 """Held-out samples on which sensitivities are measured."""
 
 
@@ -91,12 +92,12 @@ def cut(
     if saved is not None:
         return decided(_replayed(saved, bench, judge, watch))
     pricer = Pricer(structures(graph), backend)
-    market = plan.Market(coupled, pricer, [candidate.group.name for candidate in found], residual)
+    market = Market(coupled, pricer, [candidate.group.name for candidate in found], residual, bench.ranks)
     few = inputs.first(evaluation, PROBE_SAMPLES)
     probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=workbench.RUN_SAMPLES)
-    with watch.stage("sensitivity", len(bench.offers) + len(residual)) as tick:
+    with watch.stage("sensitivity", len(bench.offers) + len(residual) + len(bench.ranks)) as tick:
         sensitivity = sensitivities(bench, probe, backend.channel_step, tick)
-    way = plan.walk(bench.offers, sensitivity, market, backend.channel_step, plan.WORTH, residual)
+    way = plan.walk(bench.offers, sensitivity, market, backend.channel_step, plan.WORTH, residual, bench.ranks)
     result, points = search.best(bench, market, way, sensitivity, judge, settings, watch)
     notes = []
     if len(way) == 1:
@@ -112,7 +113,9 @@ def cut(
 
 
 def _replayed(saved: Plan, bench: apply.Bench, judge: Judge, watch: Progress) -> aims.Found:
+    if not {one.operator for one in saved.low_ranks} <= {offer.node for offer in bench.ranks}:
+        raise PlanError("the plan lowers operators that this version does not offer to lower; make the plan again")
     widths = {cut.group: len(cut.keep) for cut in saved.shrinks}
     names = tuple(drop.branch for drop in saved.drops)
     point = plan.Point(widths=widths, seconds=None, saved=0.0, damage=0.0, drops=names)
-    return search.carry(bench, point, saved.shrinks, saved.drops, judge, watch, mend=saved.repair)
+    return search.carry(bench, point, saved.shrinks, saved.drops, saved.low_ranks, judge, watch, mend=saved.repair)

@@ -74,7 +74,14 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
     saved = _read_plan(settings.plan) if settings.plan is not None else None
     if saved is not None:
         target = backends.replayed(settings.target, saved.target)
-        settings = replace(settings, repair=saved.repair, depth=saved.depth, seed=saved.seed, target=target)
+        settings = replace(
+            settings,
+            repair=saved.repair,
+            depth=saved.depth,
+            low_rank=bool(saved.low_ranks),
+            seed=saved.seed,
+            target=target,
+        )
         settings = replace(settings, geometry=saved.geometry)  # type: ignore[arg-type]
     backend = _backend(settings.target)
     with watch.stage("load", None):
@@ -130,6 +137,7 @@ def _optimize(source: Path | str | onnx.ModelProto, settings: Settings, watch: P
         exact=simple.steps,
         shrinks=decided.found.cuts if decided.found else (),
         drops=decided.found.drops if decided.found else (),
+        low_ranks=decided.found.low_ranks if decided.found else (),
         refusals=tuple(sorted({*simple.refusals, *decided.refusals})),
         seconds_before=before.modelled_seconds,
         seconds_after=after.modelled_seconds,
@@ -177,6 +185,7 @@ def _variants(
             Variant(
                 shrinks=one.cuts,
                 drops=one.drops,
+                low_ranks=one.low_ranks,
                 after=after,
                 evidence=one.evidence,
                 within_budget=aims.within(one.evidence, settings),

@@ -1,4 +1,4 @@
-"""Which groups to cut, how far, and which branches to leave out: cheapest damage first, from whole to smallest.
+"""Which groups to cut, branches to leave out and operators to part, and how far: cheapest damage first.
 
 Offers and a pricer come in, a `Path` of nested points goes out, each with its widths, modelled cost and predicted
 damage. Decides, never cuts: no graph is held here.
@@ -6,21 +6,22 @@ damage. Decides, never cuts: no graph is held here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from passes.axes import atoms
 from passes.candidates import Offer, widths
-from passes.coupling import Coupling
-from passes.records import Branch, Drop, Shrink
-from passes.workload import Pricer, ShapeOf
+from passes.low_rank import RankOffer
+from passes.market import Market
+from passes.records import Branch, Drop, LowRank, Shrink
 
 WORTH = 1e-3
 """Share of the modelled time below which a move is not offered to the user: it would be smaller but not faster."""
 
 GAIN = 0.02
 """Share of the modelled time that the deepest plan must save for any cut to be worth its damage."""
+
+RANKS_TRIED = 16
+"""Ranks that compete when an operator is first parted: it pays below half of its ranks, or not at all."""
 
 LOOK_AHEAD = 6
 """Widths below the present one that compete: enough to see past a tile that saves nothing by halves."""
@@ -31,7 +32,8 @@ class Point:
     """One plan on the way.
 
     Attributes:
-        widths: Group name -> units kept, only groups that are cut and not in a branch that is dropped.
+        widths: Group name -> units kept, only groups that are cut and not in a branch that is dropped; and offer of
+            `passes.low_rank` -> rank, only operators that become two.
         seconds: Modelled on the target; None when the target cannot price the whole graph.
         saved: Seconds saved against the uncut graph, from the kernels that change.
         damage: Predicted share of the output's variance that is disturbed.
@@ -43,97 +45,6 @@ class Point:
     saved: float
     damage: float
     drops: tuple[str, ...] = ()
-
-
-class Market:
-    """Prices edits on the whole graph: the costs of neighbouring groups multiply, so nothing is priced alone."""
-
-    def __init__(
-        self, coupling: Coupling, pricer: Pricer, names: Sequence[str], branches: Sequence[Branch] = ()
-    ) -> None:
-        self._coupling = coupling
-        self._pricer = pricer
-        self._keys = {name: coupling.atom_of[name].key for name in names}
-        self._tensors = {name: _tensors(coupling, key) for name, key in self._keys.items()}
-        self._kernels = {name: pricer.touching(tensors) for name, tensors in self._tensors.items()}
-        self._branches = {branch.name: branch for branch in branches}
-        self._dropped: dict[str, _Dropped] = {}
-        self._changing: dict[str, frozenset[str]] = {}
-
-    def without(self, drops: Collection[str]) -> Market:
-        """The market of the graph without some branches."""
-        if not drops:
-            return self
-        made = copy(self)
-        made._pricer = self._rest(drops)
-        made._kernels = {group: made._pricer.touching(tensors) for group, tensors in self._tensors.items()}
-        made._dropped = {}
-        return made
-
-    def neighbours(self, name: str) -> frozenset[str]:
-        """Groups, and branches priced before, that share a kernel with this group: cutting it changes their savings."""
-        mine = set(self._kernels[name])
-        groups = {other for other, kernels in self._kernels.items() if mine.intersection(kernels)}
-        return frozenset(groups | self._near(self._pricer.nodes(mine)))
-
-    def surroundings(self, branch: str) -> frozenset[str]:
-        """All groups, and the branches priced before whose kernels change where this one's do."""
-        return frozenset(self._kernels.keys() | self._near(self._changing.get(branch, frozenset())))
-
-    def seconds(self, widths: Mapping[str, int]) -> float | None:
-        """Modelled time of the whole graph at these widths."""
-        return self._pricer.seconds(self._shape_of(widths))
-
-    def saving(self, widths: Mapping[str, int], name: str, width: int) -> float:
-        """Seconds saved by taking one more group to a width; 0 where its kernels cannot be priced."""
-        numbers = self._kernels[name]
-        now = self._pricer.partial(numbers, self._shape_of(widths))
-        then = self._pricer.partial(numbers, self._shape_of({**widths, name: width}))
-        return 0.0 if now is None or then is None else now.seconds - then.seconds
-
-    def dropping(self, widths: Mapping[str, int], name: str) -> float:
-        """Seconds saved by leaving one more branch out; 0 where the kernels that change cannot be priced."""
-        if name not in self._dropped:
-            rest = self._rest((name,))
-            before, after = self._pricer.differing(rest), rest.differing(self._pricer)
-            self._dropped[name] = _Dropped(pricer=rest, before=before, after=after)
-            changing = self._pricer.nodes(before) | rest.nodes(after)
-            self._changing[name] = self._changing.get(name, frozenset()) | changing
-        found = self._dropped[name]
-        now = self._pricer.partial(found.before, self._shape_of(widths))
-        then = found.pricer.partial(found.after, self._shape_of(widths))
-        return 0.0 if now is None or then is None else now.seconds - then.seconds
-
-    def macs(self, widths: Mapping[str, int]) -> int | None:
-        """Multiply-accumulates of the whole graph at these widths."""
-        total = self._pricer.total(self._shape_of(widths))
-        return None if total is None else total.macs
-
-    def _shape_of(self, widths: Mapping[str, int]) -> ShapeOf:
-        sizes = {self._keys[name]: width for name, width in widths.items()}
-        return lambda tensor: self._coupling.shape(tensor, sizes)
-
-    def _near(self, nodes: frozenset[str]) -> set[str]:
-        return {name for name, changing in self._changing.items() if changing & nodes}
-
-    def _rest(self, drops: Collection[str]) -> Pricer:
-        return self._pricer.without(frozenset(node for name in drops for node in self._branches[name].nodes))
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class _Dropped:
-    """The graph without one branch, and the kernels that this changes: with it and without it."""
-
-    pricer: Pricer
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-
-def _tensors(coupling: Coupling, key: int) -> frozenset[str]:
-    """Tensors with an axis that the atom runs along."""
-    return frozenset(
-        name for name, terms in coupling.terms.items() if any(atom.key == key for term in terms for atom in atoms(term))
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +64,7 @@ def walk(
     step: int,
     worth: float = 0.0,
     branches: Sequence[Branch] = (),
+    ranks: Sequence[RankOffer] = (),
 ) -> tuple[Point, ...]:
     """Greedy way from no edit to the deepest: always the move with the least damage per second saved.
 
@@ -160,20 +72,23 @@ def walk(
 
     Args:
         offers: One a group.
-        sensitivity: Group name -> output damage per unit of the offer's error; branch name -> damage of leaving it out.
+        sensitivity: Group name, or name of a rank's offer -> output damage per unit of the offer's error; branch
+            name -> damage of leaving it out.
         market: Prices on the target.
         step: The target's channel step.
         worth: Share of the whole modelled time that a move must save at least; smaller is not faster. With it, a way
             that saves less than `GAIN` in all is not gone.
         branches: Residual branches that may go as a whole; the market knows them too.
+        ranks: Operators that may become two; the market knows them too.
 
     Returns:
         Points one move apart, the first one without edits; re-priced lazily: only groups and branches that share a
         kernel with the last cut are asked again, and all groups when a branch went.
     """
-    by_name = {offer.candidate.group.name: offer for offer in offers}
+    by_name: dict[str, Offer | RankOffer] = {offer.candidate.group.name: offer for offer in offers}
+    by_name.update((offer.name, offer) for offer in ranks)
     by_branch = {branch.name: branch for branch in branches}
-    inside = {branch.name: _inside(branch, branches) for branch in branches}
+    inside = {branch.name: _inside(branch, branches, ranks) for branch in branches}
     whole = market.seconds({})
     least = 0.0 if whole is None else worth * whole
     root = market
@@ -186,7 +101,7 @@ def walk(
         if name in closed:
             return None
         if name in by_name:
-            return _best(by_name[name], sensitivity[name], widths_now, market, step, least)
+            return _best(name, by_name[name], sensitivity[name], widths_now, market, step, least)
         saving = market.dropping(widths_now, name)
         if saving <= 0 or saving < least:
             return None
@@ -202,7 +117,7 @@ def walk(
         if move is None:
             pays = whole is None or saved >= (GAIN * whole if worth else 0.0)
             return tuple(points) if pays else (points[0],)
-        damage, saved = damage + move.damage, saved + move.saving
+        damage, saved = damage + move.damage, saved + _saving(market, widths_now, name, move)
         spent[name] = spent.get(name, 0.0) + move.damage
         if move.width is not None:
             widths_now[name] = move.width
@@ -222,19 +137,35 @@ def walk(
             moves[other] = ask(other)
 
 
-def _inside(branch: Branch, branches: Sequence[Branch]) -> frozenset[str]:
-    """Names of the groups and branches that go when a branch does."""
+def _inside(branch: Branch, branches: Sequence[Branch], ranks: Sequence[RankOffer]) -> frozenset[str]:
+    """Names of the groups, branches and ranks that go when a branch does."""
     nodes = frozenset(branch.nodes)
-    return frozenset(branch.groups) | {other.name for other in branches if other.name in nodes}
+    inner = {other.name for other in branches if other.name in nodes} | {o.name for o in ranks if o.node in nodes}
+    return frozenset(branch.groups) | inner
+
+
+def _saving(market: Market, widths_now: Mapping[str, int], name: str, move: _Move) -> float:
+    """What a move saves on the whole graph: of an operator that is parted, its neighbours may be by now."""
+    if move.width is None or not market.parts(widths_now, name):
+        return move.saving
+    before, after = market.seconds(widths_now), market.seconds({**widths_now, name: move.width})
+    return move.saving if before is None or after is None else before - after
 
 
 def _best(
-    offer: Offer, weight: float, current: Mapping[str, int], market: Market, step: int, least: float
+    name: str,
+    offer: Offer | RankOffer,
+    weight: float,
+    current: Mapping[str, int],
+    market: Market,
+    step: int,
+    least: float,
 ) -> _Move | None:
-    name = offer.candidate.group.name
     now = current.get(name, offer.units)
     best: _Move | None = None
-    for width in [w for w in widths(offer.units, step) if w < now][:LOOK_AHEAD]:
+    narrower = [width for width in widths(offer.units, step) if width < now]
+    tried = narrower[:: len(narrower) // RANKS_TRIED + 1] if market.parts(current, name) else narrower[:LOOK_AHEAD]
+    for width in tried:
         saving = market.saving(current, name, width)
         if saving <= 0 or saving < least:
             continue
@@ -283,3 +214,27 @@ def drops(
         for branch in sorted(branches, key=lambda branch: branch.name)
         if branch.name in point.drops
     )
+
+
+def low_ranks(
+    point: Point, ranks: Sequence[RankOffer], sensitivity: Mapping[str, float], market: Market
+) -> tuple[LowRank, ...]:
+    """The operators that one point parts, sorted by name, each with what it saves given the point's other edits.
+
+    One whose outputs were cut so far in the meantime that two operators would save nothing stays one.
+    """
+    rest, found = market.without(point.drops), []
+    for offer in sorted(ranks, key=lambda offer: offer.node):
+        rank = point.widths.get(offer.name)
+        if rank is None:
+            continue
+        others = {name: width for name, width in point.widths.items() if name != offer.name}
+        saved = rest.saving(others, offer.name, rank)
+        if saved > 0:
+            predicted = sensitivity[offer.name] * offer.error(rank)
+            found.append(
+                LowRank(
+                    operator=offer.node, rank=rank, full=offer.units, predicted_error=predicted, seconds_saved=saved
+                )
+            )
+    return tuple(found)

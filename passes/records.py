@@ -18,7 +18,7 @@ Json = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-PLAN_FORMAT = 2
+PLAN_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +217,25 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """One operator that becomes two, with fewer dimensions between them.
+
+    Attributes:
+        operator: Name of its node; the second of the two keeps it.
+        rank: Dimensions between the two.
+        full: The most that the operator had.
+        predicted_error: Share of the network output's variance that it is predicted to disturb.
+        seconds_saved: Modelled on the target, given the plan's other edits; None when not priced.
+    """
+
+    operator: str
+    rank: int
+    full: int
+    predicted_error: float
+    seconds_saved: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything that will be done to one model for one target, and what was declined.
 
@@ -233,6 +252,7 @@ class Plan:
         exact: Exact rewrites in order.
         shrinks: Group cuts, sorted by group name.
         drops: Residual branches left out, sorted by name.
+        low_ranks: Operators that become two, sorted by name.
         refusals: What was declined, sorted.
         seconds_before: Modelled time on the target of the source, None when unknown.
         seconds_after: Modelled time on the target of the result, None when unknown.
@@ -250,14 +270,15 @@ class Plan:
     exact: tuple[Step, ...] = ()
     shrinks: tuple[Shrink, ...] = ()
     drops: tuple[Drop, ...] = ()
+    low_ranks: tuple[LowRank, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     seconds_before: float | None = None
     seconds_after: float | None = None
 
     @property
     def lossy(self) -> bool:
-        """Whether anything is cut or left out."""
-        return bool(self.shrinks or self.drops)
+        """Whether anything is cut, left out or lowered in rank."""
+        return bool(self.shrinks or self.drops or self.low_ranks)
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, two-space indent, a final newline."""
@@ -278,6 +299,7 @@ class Plan:
             raw["exact"] = tuple(Step(**{**s, "nodes": tuple(s["nodes"])}) for s in raw["exact"])
             raw["shrinks"] = tuple(Shrink(**{**s, "keep": tuple(s["keep"])}) for s in raw["shrinks"])
             raw["drops"] = tuple(Drop(**{**d, "nodes": tuple(d["nodes"])}) for d in raw["drops"])
+            raw["low_ranks"] = tuple(LowRank(**one) for one in raw["low_ranks"])
             raw["refusals"] = tuple(Refusal(**s) for s in raw["refusals"])
             return cls(**raw)
         except (KeyError, TypeError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from onnx import numpy_helper
 
 from passes.axes import Index, kept
 from passes.coupling import Coupling
+from passes.halves import leading
 from passes.linear import common_layout, stored_layout
 from passes.parallel import spread
 from passes.patches import seen, written
@@ -23,6 +25,12 @@ from passes.records import Array
 from passes.ridge import Rows, fit
 from passes.segments import Walker, reads
 from passes.targets import Target
+
+LARGEST_WHOLE = 2400
+"""Unknowns per output up to which an operator of lower rank is refitted as a whole. Of a larger one the second half is:
+a fit of rank times outputs unknowns from many rows, instead of one that costs minutes and has few rows for each."""
+
+NO_RANKS: Mapping[str, int] = MappingProxyType({})
 
 HELD_OUT = 4
 """Every fourth batch (or the last quarter of a single one) chooses the ridge; all of them make the final fit."""
@@ -37,6 +45,7 @@ def repair(
     targets: Mapping[str, Target],
     *,
     threads: int,
+    ranks: Mapping[str, int] = NO_RANKS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> onnx.ModelProto:
     """Refit the cut network against the original.
@@ -49,6 +58,7 @@ def repair(
         batches: Calibration inputs, the same that `targets` was recorded on.
         targets: What the original writes, by node.
         threads: Of ONNX Runtime.
+        ranks: The most that an operator may have after it, by node.
         progress: Told after every operator.
 
     Returns:
@@ -72,7 +82,7 @@ def repair(
         walker.advance(number)
         name = node.input[target.linear.slot]
         stored = numpy_helper.to_array(weights[name])
-        weight, offset = _refit(target, node, stored, bool(bias), coupling, keep, walker, threads)
+        weight, offset = _refit(target, node, stored, bool(bias), coupling, keep, walker, ranks.get(node.name), threads)
         progress(1)
         for tensor, values in ((name, weight), (bias, offset)):
             if tensor and values is not None and np.all(np.isfinite(values)):
@@ -95,17 +105,25 @@ def _refit(
     coupling: Coupling,
     keep: Mapping[int, Index],
     walker: Walker,
+    rank: int | None,
     threads: int,
 ) -> tuple[Array, Array | None]:
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     linear = replace(target.linear, groups=groups)
     kernel = tuple(stored.shape[2:]) if linear.kind == "conv" else ()
-    start = common_layout(linear, stored).astype(np.float64)
+    common = common_layout(linear, stored)
+    start = common.reshape(*common.shape[:2], -1).transpose(0, 2, 1).astype(np.float64)
+    first = None
+    if rank is not None and start.shape[1] > LARGEST_WHOLE:
+        second, right = leading(start[0].T, rank)
+        start, first, rank = second.T[None], right.astype(np.float32), None
     channels = kept(coupling.terms[linear.output][linear.out_axis], keep)
 
     def observed(number: int) -> Rows:
         live, chosen = walker.batches[number], target.chosen[number]
         x = seen(linear, node, kernel, groups, live[linear.activation], chosen)
+        if first is not None:
+            x = (x[:, 0] @ first.T)[:, None]
         y = target.values[number][:, channels]
         base = None
         if target.operand is not None:
@@ -116,9 +134,10 @@ def _refit(
 
     rows = spread(observed, range(len(walker.batches)), threads=threads)
     train, held = _parted(rows)
-    flat = start.reshape(*start.shape[:2], -1).transpose(0, 2, 1)
-    weight, offset = fit(train, held, flat, biased=biased, rectified=target.rectified, threads=threads)
-    solved = stored_layout(linear, weight.transpose(0, 2, 1).reshape(start.shape), kernel).astype(np.float32)
+    weight, offset = fit(train, held, start, biased=biased, rectified=target.rectified, rank=rank, threads=threads)
+    if first is not None:
+        weight = first.T[None] @ weight
+    solved = stored_layout(linear, weight.transpose(0, 2, 1).reshape(common.shape), kernel).astype(np.float32)
     return solved, offset.ravel().astype(np.float32) if biased else None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from passes.records import Branch, Drop, Group, Operator, Plan, Shrink, Twin
+from passes.records import Branch, Drop, Group, LowRank, Operator, Plan, Shrink, Twin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,7 @@ class Variant:
     Attributes:
         shrinks: Group cuts, sorted by group name.
         drops: Residual branches left out, sorted by name.
+        low_ranks: Operators that became two, sorted by name.
         after: Its profile.
         evidence: What was measured.
         within_budget: Whether it keeps to the budget of the settings.
@@ -111,6 +112,7 @@ class Variant:
 
     shrinks: tuple[Shrink, ...]
     drops: tuple[Drop, ...]
+    low_ranks: tuple[LowRank, ...]
     after: Profile
     evidence: Evidence
     within_budget: bool

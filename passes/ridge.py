@@ -20,6 +20,9 @@ from passes.records import Array, Floats
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge, relative to the mean of the diagonal of the inputs' second moments."""
 
+JUDGED = 128
+"""Outputs whose held-out error chooses the ridge: a few say as much as all of them, and each costs two products."""
+
 FIRST = 1
 """Where the descent over the strengths begins: most operators end beside it, and each step is a factorisation."""
 
@@ -111,13 +114,46 @@ class Moments:
 
 
 def fit(
-    train: Sequence[Rows], held: Sequence[Rows], start: Floats, *, biased: bool, rectified: bool, threads: int = 1
+    train: Sequence[Rows],
+    held: Sequence[Rows],
+    start: Floats,
+    *,
+    biased: bool,
+    rectified: bool,
+    rank: int | None = None,
+    threads: int = 1,
 ) -> tuple[Floats, Floats]:
     """Weights (groups, inputs, outputs) and offsets (groups, outputs; zero without a bias).
 
     A group whose best held-out error is that of `start` keeps it. With `rectified`, the least squares are refined
-    towards the error behind the ReLU when that helps the held-out rows.
+    towards the error behind the ReLU when that helps the held-out rows. With a `rank` the solution is projected on so
+    many dimensions of what it writes: the best of that rank for the same moments (reduced-rank regression).
     """
+    moments, weight, offset = _fit(train, held, start, biased, rectified, threads)
+    return (weight, offset) if rank is None else _lowered(moments, weight, offset, rank, biased)
+
+
+def projected(weight: Floats, covariance: Floats, rank: int) -> Floats:
+    """The weight, (outputs, inputs), with outputs projected on the leading dimensions of their covariance."""
+    outputs = len(covariance)
+    leading = scipy.linalg.eigh(covariance, subset_by_index=(outputs - rank, outputs - 1), check_finite=False)[1]
+    lowered: Floats = leading @ (leading.T @ weight)
+    return lowered
+
+
+def _lowered(moments: Moments, weight: Floats, offset: Floats, rank: int, biased: bool) -> tuple[Floats, Floats]:
+    lowered = np.empty_like(weight)
+    for group, solved in enumerate(weight):
+        inner = moments.centred(group, biased)[0].astype(np.float32)
+        covariance = (solved.T @ (inner @ solved.astype(np.float32))).astype(np.float64)
+        lowered[group] = projected(solved.T, (covariance + covariance.T) / 2, rank).T
+    mean = moments.x / moments.count
+    return lowered, offset + np.einsum("gd,gdo->go", mean, weight - lowered) if biased else offset
+
+
+def _fit(
+    train: Sequence[Rows], held: Sequence[Rows], start: Floats, biased: bool, rectified: bool, threads: int
+) -> tuple[Moments, Floats, Floats]:
     seen = Moments.of(train, threads)
     everything, chosen = _strengths(seen, Moments.of(held, threads), start, biased, threads)
     solvers = [
@@ -132,8 +168,8 @@ def fit(
         first_offset = seen.offset(first)
         tried = _rectify(seen, train, first, (first, first_offset), trial, threads=threads)
         if _loss(held, *tried, threads) < _loss(held, first, first_offset, threads):
-            return _rectify(everything, [*train, *held], weight, tried, solvers, threads=threads)
-    return weight, offset
+            return everything, *_rectify(everything, [*train, *held], weight, tried, solvers, threads=threads)
+    return everything, weight, offset
 
 
 def _strengths(
@@ -148,8 +184,11 @@ def _strength(
     seen: Moments, unseen: Moments, group: int, start: Floats, biased: bool, threads: int
 ) -> tuple[float, Solver] | None:
     """The ridge with the least held-out error and its solver; None when nothing beats the start."""
+    every = slice(None, None, -(-start.shape[1] // JUDGED))
+    begin = start[:, every]
     held_xx, held_xy = unseen.centred(group, biased)
-    xy = seen.products(group, biased)
+    held_xy = held_xy[:, every]
+    xy = seen.products(group, biased)[:, every]
     losses: dict[int, float] = {}
     solvers: dict[int, Solver | None] = {}
 
@@ -158,7 +197,7 @@ def _strength(
 
     def attempt(number: int) -> tuple[float, Solver | None]:
         solve = _factor(seen.centred(group, biased)[0], STRENGTHS[number])
-        return math.inf if solve is None else held_error(solve(xy, start)), solve
+        return math.inf if solve is None else held_error(solve(xy, begin)), solve
 
     def learn(*numbers: int) -> int:
         for number, (loss, solve) in zip(numbers, spread(attempt, numbers, threads=threads), strict=True):
@@ -176,7 +215,7 @@ def _strength(
         if best != wider:
             break
     solver = solvers[best]
-    return (STRENGTHS[best], solver) if solver is not None and losses[best] < held_error(start) else None
+    return (STRENGTHS[best], solver) if solver is not None and losses[best] < held_error(begin) else None
 
 
 def _factor(xx: Floats, strength: float) -> Solver | None:

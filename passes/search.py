@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from passes import apply, plan
 from passes.aims import AIM, RECOVERY, Found, Trials, within
-from passes.plan import Market, Point
+from passes.market import Market
+from passes.plan import Point
 from passes.progress import Progress
-from passes.records import Drop, Shrink
+from passes.records import Drop, LowRank, Shrink
 from passes.results import SearchPoint
 from passes.settings import Settings
 from passes.validate import Judge
@@ -126,7 +127,8 @@ def attempt(
     """Carry one point of the way out and measure it; `mend` says whether it is repaired in order."""
     cuts = plan.shrinks(point, bench.offers, sensitivity, market)
     drops = plan.drops(point, bench.branches, sensitivity, market)
-    return carry(bench, point, cuts, drops, judge, progress, mend=mend, foresee=settings.repair and not mend)
+    ranks = plan.low_ranks(point, bench.ranks, sensitivity, market)
+    return carry(bench, point, cuts, drops, ranks, judge, progress, mend=mend, foresee=settings.repair and not mend)
 
 
 def carry(
@@ -134,18 +136,27 @@ def carry(
     point: Point,
     cuts: Sequence[Shrink],
     drops: Sequence[Drop],
+    ranks: Sequence[LowRank],
     judge: Judge,
     progress: Progress,
     *,
     mend: bool,
     foresee: bool = False,
 ) -> Found:
-    """Cut, drop and repair as said, and measure what came of it."""
-    model = apply.shrink(bench, cuts, drops, foresee=foresee)
+    """Cut, drop, lower and repair as said, and measure what came of it."""
+    model = apply.shrink(bench, cuts, drops, ranks, foresee=foresee)
     if mend:
         with progress.stage("repair", None) as tick:
-            model = apply.mend(bench, model, cuts, progress=tick)
-    return Found(point=point, cuts=tuple(cuts), drops=tuple(drops), model=model, evidence=judge.evidence(model))
+            model = apply.mend(bench, model, cuts, ranks, progress=tick)
+    model = apply.part(model, ranks)
+    return Found(
+        point=point,
+        cuts=tuple(cuts),
+        drops=tuple(drops),
+        low_ranks=tuple(ranks),
+        model=model,
+        evidence=judge.evidence(model),
+    )
 
 
 def _record(found: Found, market: Market, good: bool) -> SearchPoint:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from passes import apply
 from passes.candidates import Offer, widths
-from passes.records import Drop, Shrink
+from passes.low_rank import RankOffer
+from passes.records import Drop, LowRank, Shrink
 from passes.validate import Judge
 
 LEAST_DAMAGE = 1e-6
@@ -33,6 +34,18 @@ def sensitivities(bench: apply.Bench, judge: Judge, step: int, tick: Callable[[i
         measured = judge.evidence(apply.shrink(bench, (cut,))).worst ** 2
         result[name] = max(measured / residual, LEAST_DAMAGE) if residual > 0 else 1.0
         tick(1)
+    alone = {o.candidate.readers[0].linear.node: o for o in bench.offers if len(o.candidate.readers) == 1}
+    for one in bench.ranks:
+        if one.node in alone:
+            # The group's error is this operator's: both are shares of what it writes.
+            result[one.name] = result[alone[one.node].candidate.group.name]
+            tick(1)
+            continue
+        rank, residual = _probe(one, step)
+        lowered = LowRank(operator=one.node, rank=rank, full=one.units, predicted_error=residual)
+        measured = judge.evidence(apply.shrink(bench, (), (), (lowered,))).worst ** 2
+        result[one.name] = max(measured / residual, LEAST_DAMAGE) if residual > 0 else 1.0
+        tick(1)
     repaired = bool(bench.recorded.targets)
     for branch in bench.branches:
         drop = Drop(branch=branch.name, nodes=branch.nodes, predicted_error=0.0)
@@ -42,7 +55,7 @@ def sensitivities(bench: apply.Bench, judge: Judge, step: int, tick: Callable[[i
     return result
 
 
-def _probe(offer: Offer, step: int) -> tuple[int, float]:
+def _probe(offer: Offer | RankOffer, step: int) -> tuple[int, float]:
     """The narrowest width whose residual is still below `PROBE_ERROR`, or the widest one."""
     choices = sorted(widths(offer.units, step))
     if not choices:

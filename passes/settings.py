@@ -84,6 +84,7 @@ class Settings:
         kernel_tolerance: Share of the residual of keeping nothing at which a factorisation stops, in 0..1.
         repair: Refit consumers in closed form after the cut.
         depth: Whole residual branches compete with widths.
+        low_rank: Operators that become two, with fewer dimensions between them, compete with widths. Needs `repair`.
         batch: Batch size at which the target's time is modelled and ONNX Runtime is measured.
         samples: Inputs used for statistics and repair, at most.
         eval_samples: Held-out inputs, at most, on which the budget is measured.
@@ -111,6 +112,7 @@ class Settings:
     kernel_tolerance: float = 0.0
     repair: bool = True
     depth: bool = True
+    low_rank: bool = True
     batch: int = 1
     samples: int = 1024
     eval_samples: int = 4096

@@ -6,7 +6,7 @@ A graph comes in and is only read; `Structure`s go out. Sizes are put to them by
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -116,6 +116,52 @@ def without(structures: Sequence[Structure], nodes: Container[str]) -> tuple[Str
         if structure.name not in nodes
     )
     return tuple(s if read == s.operands else replace(s, operands=read) for s, read in rest)
+
+
+def first_of(operator: str) -> str:
+    """What the first half of a parted operator is called; the second keeps the name."""
+    return f"{operator}.first"
+
+
+def parted(structures: Sequence[Structure], parts: Mapping[str, tuple[str, str, str]]) -> tuple[Structure, ...]:
+    """The structures with some operators as two.
+
+    Args:
+        structures: In the graph's order.
+        parts: By operator, whose weight is its second operand: names of the tensor between the two and of their
+            weights.
+    """
+    made: list[Structure] = []
+    for structure in structures:
+        if structure.name not in parts:
+            made.append(structure)
+            continue
+        low, first, second = parts[structure.name]
+        read, count = structure.operands[0], len(structure.operands)
+        sizes = structure.element_bytes
+        made.append(
+            replace(
+                structure,
+                name=first_of(structure.name),
+                op_type="MatMul" if structure.op_type == "Gemm" else structure.op_type,
+                transpose_b=False,
+                operands=(read, first),
+                constants=frozenset({first}),
+                outputs=(low,),
+                element_bytes=(*sizes[:2], sizes[count]),
+            )
+        )
+        made.append(
+            replace(
+                structure,
+                operands=(low, second, *structure.operands[2:]),
+                constants=structure.constants - {structure.operands[1]} | {second},
+                element_bytes=(sizes[count], *sizes[1:]),
+                transpose_a=False,
+                helpers=0,
+            )
+        )
+    return tuple(made)
 
 
 class _Helpers:

@@ -28,7 +28,7 @@ LARGEST_FIT = 6000
 ROWS_PER_UNKNOWN = 12
 """Observations for each unknown of an uncut output; a cut one has fewer unknowns and as many rows."""
 
-LEAST_ROWS = 40_000
+LEAST_ROWS = 30_000
 VIEWS_PER_UNKNOWN = 1.5
 LEAST_VIEWS = 8_192
 """Observations of a view: fewer than a fit takes, because plans are compared with it and nothing is written from it."""

@@ -8,7 +8,19 @@ from dataclasses import replace
 import onnx
 import onnx_graphsurgeon as gs
 
-from passes import apply, branches, candidates, coupling, inputs, parallel, runtime, statistics, targets, views
+from passes import (
+    apply,
+    branches,
+    candidates,
+    coupling,
+    inputs,
+    low_rank,
+    parallel,
+    runtime,
+    statistics,
+    targets,
+    views,
+)
 from passes.memory import affordable
 from passes.progress import Progress
 from passes.records import Branch
@@ -94,6 +106,7 @@ def measure(
         coupling=coupled,
         offers=offers,
         branches=tuple(residual),
+        ranks=low_rank.offers(model, recorded.views, threads=settings.threads) if settings.low_rank else (),
         moments=moments,
         batches=batches,
         recorded=recorded,

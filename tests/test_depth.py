@@ -21,7 +21,8 @@ from passes.coupling import couple
 from passes.errors import PlanError
 from passes.explain import tables
 from passes.graph_io import to_graph
-from passes.plan import LOOK_AHEAD, Market, Point, drops, shrinks, walk
+from passes.market import Market
+from passes.plan import LOOK_AHEAD, Point, drops, shrinks, walk
 from passes.records import Plan
 from passes.results import Outcome
 from passes.settings import Settings
@@ -212,11 +213,11 @@ def test_a_plan_of_the_old_form_or_with_an_unknown_branch_is_refused(folder: Pat
     place = folder / "conv"
     place.mkdir(exist_ok=True)
     raw = json.loads(outcome_of("conv", place).plan.to_json())
-    old = {**{key: value for key, value in raw.items() if key not in ("drops", "depth")}, "format": 1}
-    with pytest.raises(ValueError, match="expected a plan of format 2"):
+    old = {**{key: value for key, value in raw.items() if key not in ("drops", "depth")}, "format": 2}
+    with pytest.raises(ValueError, match="expected a plan of format 3"):
         Plan.from_json(json.dumps(old))
     with pytest.raises(ValueError, match="not a complete plan: 'drops'"):
-        Plan.from_json(json.dumps({**old, "format": 2}))
+        Plan.from_json(json.dumps({**old, "format": 3}))
     other = {**raw, "drops": [{**raw["drops"][0], "branch": "elsewhere"}]}
     (tmp_path / "plan.json").write_text(json.dumps(other), encoding="utf-8")
     with pytest.raises(PlanError, match="groups or branches that this version does not find"):

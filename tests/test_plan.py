@@ -18,7 +18,8 @@ from models.tiny import TINY
 from passes.candidates import Offer, widths
 from passes.coupling import couple
 from passes.graph_io import to_graph
-from passes.plan import LOOK_AHEAD, Market, Point, shrinks, walk
+from passes.market import Market
+from passes.plan import LOOK_AHEAD, Point, shrinks, walk
 from passes.workload import Pricer, structures
 
 FAMILIES = ("ascend", "cpu:avx512", "kunlunxin", "mlu")

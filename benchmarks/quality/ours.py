@@ -18,6 +18,7 @@ from benchmarks.quality.rows import Goal
 from passes import apply, candidates, coupling, exact, inputs, model_io, plan, workbench
 from passes.candidates import Candidate
 from passes.graph_io import to_graph
+from passes.market import Market
 from passes.progress import Silent
 from passes.records import Shrink
 from passes.samples import Inputs
@@ -34,7 +35,7 @@ PROBES = 64
 because on inputs that a refit was made of it loses next to nothing."""
 
 
-class Macs(plan.Market):
+class Macs(Market):
     """A market on which a multiply-accumulate is a second."""
 
     def __init__(self, coupled: coupling.Coupling, pricer: Pricer, names: Sequence[str]) -> None:

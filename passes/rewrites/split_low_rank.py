@@ -14,9 +14,10 @@ import onnx_graphsurgeon as gs
 
 from passes.errors import RewriteFailed
 from passes.forms import RANK_NOISE, singular
-from passes.graphs import Surroundings, digest, fresh_name, fresh_node, given, is_standard, load, read, remove
+from passes.graphs import Surroundings, digest, is_standard, load, read
+from passes.halves import matrix_of, part
 from passes.nodeforms import constant_reason
-from passes.records import Array, Floats, Refusal, Step
+from passes.records import Floats, Refusal, Step
 from passes.rewrites.base import key
 
 SHORTEST_SIDE = 8
@@ -45,7 +46,7 @@ class SplitLowRank:
             weight = load(node.inputs[1])
             content = digest(weight)
             for side in ("outputs", "inputs") if node.op == "Conv" else ("outputs",):
-                matrix = _matrix(node, weight, side)
+                matrix = matrix_of(node, weight, side)
                 known = (content, f"{side} {matrix.shape}")
                 if known not in self._ranks:
                     self._ranks[known] = _rank(matrix)
@@ -65,10 +66,10 @@ class SplitLowRank:
         node, side = around.find(step.subject), str(step.arguments.get("side"))
         if not _fits(around, node) or side not in ("outputs", "inputs"):
             raise RewriteFailed(f"expected {node.name!r} to be an operator with constant float32 weights; plan again")
-        rank, left, right = singular(_matrix(node, load(node.inputs[1]), side))
+        rank, left, right = singular(matrix_of(node, load(node.inputs[1]), side))
         if rank != step.arguments.get("rank"):
             raise RewriteFailed(f"expected weights of rank {step.arguments.get('rank')}, found {rank}; plan again")
-        _cut(graph, node, side, left, right)
+        part(graph, node, side, left, right)
 
 
 def _fits(around: Surroundings, node: gs.Node) -> bool:
@@ -84,62 +85,12 @@ def _fits(around: Surroundings, node: gs.Node) -> bool:
     return one_group and not node.attrs.get("transA", 0) and SHORTEST_SIDE <= short <= LONGEST_SIDE
 
 
-def _matrix(node: gs.Node, weight: Array, side: str) -> Floats:
-    """Rows are what the second operator writes, or with `inputs` what the first one writes from its own inputs."""
-    wide = np.asarray(weight, dtype=np.float64)
-    if node.op == "Conv":
-        return wide.reshape(wide.shape[0], -1) if side == "outputs" else wide.swapaxes(0, 1).reshape(wide.shape[1], -1)
-    return wide if node.attrs.get("transB", 0) else wide.T
-
-
 def _rank(matrix: Floats) -> int:
     """By the Gram matrix of the short side, which is cheap, and only where that finds it low by the decomposition."""
     short = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     values = np.linalg.eigvalsh(short @ short.T)
     rank = int((values > float(values[-1]) * RANK_NOISE**2).sum()) if values[-1] > 0 else 0
     return singular(matrix)[0] if 0 < rank * sum(matrix.shape) < matrix.size else rank
-
-
-def _cut(graph: gs.Graph, node: gs.Node, side: str, left: Floats, right: Floats) -> None:
-    rank = left.shape[1]
-    source, target, bias = node.inputs[0], node.outputs[0], given(node, 2)
-    first, second = _attributes(node, side)
-    shape = tuple(int(size) for size in node.inputs[1].shape)
-    if node.op == "Conv" and side == "outputs":
-        weights = right.reshape(rank, *shape[1:]), left.reshape(shape[0], rank, *(1 for _ in shape[2:]))
-    elif node.op == "Conv":
-        outer = right.reshape(rank, shape[0], *shape[2:]).swapaxes(0, 1)
-        weights = left.T.reshape(rank, shape[1], *(1 for _ in shape[2:])), outer
-    else:
-        weights = right.T, left if node.attrs.get("transB", 0) else left.T
-    name, op = node.name, node.op
-    position = next(index for index, other in enumerate(graph.nodes) if other is node)
-    remove(graph, node)
-
-    def constant(part: str, values: Floats) -> gs.Constant:
-        return gs.Constant(fresh_name(graph, f"{name}.{part}"), np.ascontiguousarray(values, dtype=np.float32))
-
-    between = gs.Variable(fresh_name(graph, f"{name}.narrow"), dtype=target.dtype)
-    narrow = gs.Node(
-        # Before opset 11 a Gemm needs a bias; the first operator has none.
-        op="MatMul" if op == "Gemm" else op,
-        name=fresh_node(graph, f"{name}.first"),
-        attrs=first,
-        inputs=[source, constant("first", weights[0])],
-        outputs=[between],
-    )
-    graph.nodes.insert(position, narrow)
-    inputs = [between, constant("second", weights[1]), *([bias] if bias is not None else [])]
-    graph.nodes.insert(position + 1, gs.Node(op=op, name=name, attrs=second, inputs=inputs, outputs=[target]))
-
-
-def _attributes(node: gs.Node, side: str) -> tuple[dict[str, object], dict[str, object]]:
-    """Of the first and the second operator: the window stays with the one that has the kernel."""
-    own: dict[str, object] = dict(node.attrs)
-    if node.op == "Conv":
-        own.pop("kernel_shape", None)
-        return (own, {}) if side == "outputs" else ({}, own)
-    return {}, own
 
 
 REWRITE = SplitLowRank()
