@@ -122,6 +122,11 @@ def _done_to(outcome: Outcome) -> Mapping[str, tuple[str, ...]]:
     for drop in outcome.plan.drops:
         for node in drop.nodes:
             done.setdefault(node, []).append(f"dropped with the branch of {drop.branch}")
+    for one in outcome.plan.low_ranks:
+        saved, error = _saves(one.seconds_saved), readable.error(one.predicted_error)
+        done.setdefault(one.operator, []).append(
+            f"became two, rank {one.full} -> {one.rank}, {saved}, predicted error {error}"
+        )
     cuts = {shrink.group: f"{shrink.units} -> {len(shrink.keep)}" for shrink in outcome.plan.shrinks}
     for group in outcome.groups:
         if group.name in cuts:

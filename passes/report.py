@@ -84,7 +84,7 @@ def render(
         _comparison(outcome, settings),
         _facts(outcome, settings),
         _exact(outcome),
-        *(tables(outcome, settings) if explain else [_cuts(outcome), _drops(outcome)]),
+        *(tables(outcome, settings) if explain else [_cuts(outcome), _low_ranks(outcome), _drops(outcome)]),
         _frontier(outcome),
         _remarks(outcome, explain, written or {}),
     ]
@@ -139,8 +139,12 @@ def _facts(outcome: Outcome, settings: Settings) -> Table:
     if plan.lossy:
         chosen = f"units chosen by the {plan.geometry} geometry" if plan.shrinks else "no group cut"
         dropped = f"{len(plan.drops)} residual branch{'es' if len(plan.drops) > 1 else ''} dropped"
+        parted = f"{len(plan.low_ranks)} operator{'s' if len(plan.low_ranks) > 1 else ''} of lower rank made two"
         refitted = "what reads them refitted" if plan.repair else "nothing refitted"
-        made.add_row("method", ", ".join((chosen, *([dropped] if plan.drops else []), refitted)))
+        made.add_row(
+            "method",
+            ", ".join((chosen, *([dropped] if plan.drops else []), *([parted] if plan.low_ranks else []), refitted)),
+        )
     if evidence is None:
         return made
     if evidence.metric is not None and evidence.metric_before is not None and evidence.metric_after is not None:
@@ -189,8 +193,25 @@ def _cuts(outcome: Outcome) -> Table:
             units = f"{cut.units} -> {len(cut.keep)}"
             saved = readable.duration(cut.seconds_saved, "not priced")
             made.add_row(cell(cut.group), units, readable.error(cut.predicted_error), saved)
-    if len(shown) < len(cuts):
-        made.add_row(f"and {len(cuts) - len(shown)} that save less (--explain lists all)", "", "", "")
+    return _and_more(made, len(cuts) - len(shown))
+
+
+def _low_ranks(outcome: Outcome) -> Table:
+    numbers = ("rank", "predicted error", "saves, modelled")
+    made = table("operators made two", *numbers, numbers=numbers)
+    parted = outcome.plan.low_ranks
+    ranked = sorted(parted, key=lambda one: (-(one.seconds_saved or 0.0), -one.predicted_error, one.operator))
+    shown = {one.operator for one in ranked[:CUTS_SHOWN]}
+    for one in parted:
+        if one.operator in shown:
+            saved = readable.duration(one.seconds_saved, "not priced")
+            made.add_row(cell(one.operator), f"{one.full} -> {one.rank}", readable.error(one.predicted_error), saved)
+    return _and_more(made, len(parted) - len(shown))
+
+
+def _and_more(made: Table, hidden: int) -> Table:
+    if hidden > 0:
+        made.add_row(f"and {hidden} that save less (--explain lists all)", "", "", "")
     return made
 
 

@@ -15,12 +15,13 @@ import onnx
 
 import backends
 from benchmarks.quality.rows import Goal
-from passes import apply, candidates, coupling, exact, inputs, model_io, plan, workbench
+from passes import apply, candidates, coupling, exact, inputs, low_rank, model_io, plan, workbench
 from passes.candidates import Candidate
 from passes.graph_io import to_graph
+from passes.low_rank import RankOffer
 from passes.market import Market
 from passes.progress import Silent
-from passes.records import Shrink
+from passes.records import LowRank, Shrink
 from passes.samples import Inputs
 from passes.sensitivity import sensitivities
 from passes.settings import Settings
@@ -38,8 +39,10 @@ because on inputs that a refit was made of it loses next to nothing."""
 class Macs(Market):
     """A market on which a multiply-accumulate is a second."""
 
-    def __init__(self, coupled: coupling.Coupling, pricer: Pricer, names: Sequence[str]) -> None:
-        super().__init__(coupled, pricer, names)
+    def __init__(
+        self, coupled: coupling.Coupling, pricer: Pricer, names: Sequence[str], ranks: Sequence[RankOffer] = ()
+    ) -> None:
+        super().__init__(coupled, pricer, names, ranks=ranks)
         self.pricer = pricer
 
     def seconds(self, widths: Mapping[str, int]) -> float | None:
@@ -66,25 +69,36 @@ class Shop:
     def cut(self, point: plan.Point, *, repair: bool = True) -> onnx.ModelProto:
         """Carry one point of a way out."""
         cuts = plan.shrinks(point, self.bench.offers, self.sensitivity, self.market)
-        return self.carry(cuts, repair=repair)
+        ranks = plan.low_ranks(point, self.bench.ranks, self.sensitivity, self.market)
+        return self.carry(cuts, ranks, repair=repair)
 
-    def carry(self, cuts: Sequence[Shrink], *, repair: bool = True) -> onnx.ModelProto:
-        """Carry cuts out."""
-        model = apply.shrink(self.bench, cuts)
-        return apply.mend(self.bench, model, cuts) if repair else model
+    def carry(self, cuts: Sequence[Shrink], ranks: Sequence[LowRank] = (), *, repair: bool = True) -> onnx.ModelProto:
+        """Carry cuts and ranks out."""
+        model = apply.shrink(self.bench, cuts, (), ranks)
+        if repair:
+            model = apply.mend(self.bench, model, cuts, ranks)
+        return apply.part(model, ranks)
 
-    def point(self, goal: Goal) -> plan.Point:
+    def point(self, goal: Goal, *, parts: bool | None = None) -> plan.Point:
         """The least deep point of the way that is small enough, its last cut no deeper than that takes.
+
+        Args:
+            goal: The size.
+            parts: Whether operators may become two of lower rank; None: where the goal does not ask for widths alone.
 
         Raises:
             ValueError: The way ends before.
         """
         allowed = scope(self.found, self.bench.coupling, goal)
         offers = [offer for offer in self.bench.offers if offer.candidate.group.name in allowed]
-        market = Macs(self.bench.coupling, self.market.pricer, sorted(allowed))
-        way = plan.walk(offers, self.sensitivity, market, STEP)
+        parts = goal.kind not in ("inner", "expanded") if parts is None else parts
+        touched = {site.node for c in self.found if c.group.name in allowed for site in c.group.sites}
+        ranks = [offer for offer in self.bench.ranks if parts and offer.node in touched]
+        market = Macs(self.bench.coupling, self.market.pricer, sorted(allowed), ranks)
+        way = plan.walk(offers, self.sensitivity, market, STEP, ranks=ranks)
         bound = self.bound(goal)
         units = {candidate.group.name: candidate.group.units for candidate in self.found}
+        units.update((offer.name, offer.units) for offer in ranks)
         for number, point in enumerate(way):
             if self.size(goal, point.widths) > bound:
                 continue
@@ -127,7 +141,8 @@ def prepare(path: onnx.ModelProto | Path | str, calibration: Inputs, settings: S
     rest = inputs.take(calibration, np.arange(calibration.samples - apart))
     held = inputs.take(calibration, np.arange(calibration.samples - apart, calibration.samples))
     bench = workbench.measure(model, graph, coupled, found, rest, settings, Silent())
-    market = Macs(coupled, Pricer(structures(graph), backends.get("cpu")), [c.group.name for c in found])
+    names = [candidate.group.name for candidate in found]
+    market = Macs(coupled, Pricer(structures(graph), backends.get("cpu")), names, bench.ranks)
     probe = Judge(model, held, batch=workbench.RUN_SAMPLES)
     sensitivity = sensitivities(bench, probe, STEP, lambda done: None)
     return Shop(original=original, bench=bench, market=market, found=found, sensitivity=sensitivity)
@@ -158,8 +173,10 @@ def uniform(found: Sequence[Candidate], coupled: coupling.Coupling, goal: Goal) 
 
 
 def weights(bench: apply.Bench, found: Sequence[Candidate], widths: Mapping[str, int]) -> int:
-    """Elements of the weights of every operator that makes or reads a group, at these widths."""
-    names = {c.group.name: bench.coupling.atom_of[c.group.name].key for c in found}
-    sizes = {names[name]: width for name, width in widths.items()}
-    tensors = {site.tensor for c in found for site in c.group.sites if site.role in ("produces", "consumes")}
-    return sum(math.prod(bench.coupling.shape(tensor, sizes) or ()) for tensor in tensors)
+    """Elements of the weights of every operator that makes or reads a group, at these widths and ranks."""
+    coupled = low_rank.extended(bench.coupling, bench.ranks)
+    sizes = {coupled.atom_of[name].key: width for name, width in widths.items()}
+    halves = {offer.weight: offer.weights for offer in bench.ranks if offer.name in widths}
+    whole = {site.tensor for c in found for site in c.group.sites if site.role in ("produces", "consumes")}
+    tensors = [part for tensor in whole for part in halves.get(tensor, (tensor,))]
+    return sum(math.prod(coupled.shape(tensor, sizes) or ()) for tensor in tensors)

@@ -85,6 +85,13 @@ def ours_repaired(work: Work, goal: Goal) -> Made:
     return work.shop.cut(work.shop.point(goal)), ""
 
 
+def ours_otherwise(parts: bool, work: Work, goal: Goal) -> Made:
+    """Our way without operators of lower rank, or with them where the goal asks for widths."""
+    if parts == (goal.kind not in ("inner", "expanded")):
+        raise RedundantError("that is what ours does here")
+    return work.shop.cut(work.shop.point(goal, parts=parts)), ""
+
+
 def ours_folded(work: Work, goal: Goal) -> Made:
     """The same plan with the fold alone."""
     return work.shop.cut(work.shop.point(goal), repair=False), ""
@@ -199,6 +206,8 @@ def _methods() -> dict[str, Method]:
     repairs = (("", ""), ("norm", " + norm"), ("ridge", " + ridge"))
     found: dict[str, Method] = {
         "ours": ours_repaired,
+        "ours, widths alone": partial(ours_otherwise, False),
+        "ours, ranks too": partial(ours_otherwise, True),
         "ours, fold alone": ours_folded,
         "ours, no data": ours_blind,
     }
