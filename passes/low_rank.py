@@ -134,11 +134,33 @@ def lower(
         kernel = tuple(values.shape[2:]) if seen.linear.kind == "conv" else ()
         made = {node.input[1]: stored_layout(seen.linear, lowered.reshape(common.shape), kernel)}
         if seen.biased:
-            bias = numpy_helper.to_array(stored[node.input[2]])
-            made[node.input[2]] = bias + ((weight - lowered) @ seen.mean[columns]).reshape(bias.shape)
+            name = _bias(result, node)
+            # One value for all outputs, or none, becomes one an output.
+            bias = numpy_helper.to_array(stored[name]) if name in stored else np.zeros(1)
+            made[name] = bias + (weight - lowered) @ seen.mean[columns]
         for name, array in made.items():
-            stored[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
+            fresh = numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name)
+            if name in stored:
+                stored[name].CopyFrom(fresh)
+            else:
+                result.graph.initializer.append(fresh)
     return result
+
+
+def _bias(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
+    """Name of the bias; a node without one gets a name that no tensor of the main graph has."""
+    if len(node.input) > 2 and node.input[2]:
+        return str(node.input[2])
+    graph = model.graph
+    taken = {value.name for value in (*graph.initializer, *graph.input)}
+    taken.update(name for other in graph.node for name in (*other.input, *other.output))
+    name, count = f"{node.name}.bias", 1
+    while name in taken:
+        count += 1
+        name = f"{node.name}.bias_{count}"
+    del node.input[2:]
+    node.input.append(name)
+    return name
 
 
 def _covariance(weight: Floats, second: Array) -> Floats:

@@ -119,8 +119,11 @@ def without(structures: Sequence[Structure], nodes: Container[str]) -> tuple[Str
 
 
 def first_of(operator: str) -> str:
-    """What the first half of a parted operator is called; the second keeps the name."""
-    return f"{operator}.first"
+    """What the first half of a parted operator is called; the second keeps the name.
+
+    Not what the rewrite calls it: where an earlier run or an exact step has parted the operator, that one is there.
+    """
+    return f"first half of {operator}"
 
 
 def parted(structures: Sequence[Structure], parts: Mapping[str, tuple[str, str, str]]) -> tuple[Structure, ...]:

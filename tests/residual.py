@@ -116,10 +116,10 @@ def inputs_of(model: onnx.ModelProto, samples: int = 96, seed: int = 3) -> Input
     return Inputs(feeds=feeds, labels=None, source="normal", digest=digest_feeds(feeds))
 
 
-def bench_of(model: onnx.ModelProto, samples: int = 96) -> apply.Bench:
-    """Everything measured, with branches."""
+def bench_of(model: onnx.ModelProto, samples: int = 96, batch: int = 1) -> apply.Bench:
+    """Everything measured, with branches; `batch` is the one at which it will be priced."""
     graph = to_graph(model)
-    coupling = couple(graph, model, 1)
+    coupling = couple(graph, model, batch)
     found, _ = candidates.gather(graph, coupling)
     residual, _ = branches.find(graph, coupling)
     calibration = inputs_of(model, samples)

@@ -28,7 +28,7 @@ GRAPH_KEEPERS = {
         for stage in ("model_io", "graph_io", "graphs", "constants", "operators", "structure", "linear")
     ),
     *(f"passes.{stage}" for stage in ("regions", "nodeforms", "sizes", "siblings", "noops", "twin_units")),
-    *(f"passes.{stage}" for stage in ("outlines", "vectors")),
+    *(f"passes.{stage}" for stage in ("outlines", "vectors", "halves")),
     *(
         f"passes.{stage}"
         for stage in ("view", "signatures", "tracing", "coupling", "branches", "candidates", "targets")

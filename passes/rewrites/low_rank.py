@@ -37,6 +37,7 @@ class LowRank:
         """
         node = read(graph).find(operator)
         fits = is_standard(node, "Conv", "Gemm", "MatMul") and isinstance(node.inputs[1], gs.Constant)
+        fits = fits and (node.op == "Conv" or len(node.inputs[1].shape) == 2)
         if not fits or node.attrs.get("group", 1) != 1 or node.attrs.get("transA", 0):
             raise RewriteFailed(f"expected a Conv of one group, a Gemm or a MatMul with a weight at {operator!r}")
         matrix = matrix_of(node, load(node.inputs[1]), "outputs")
