@@ -115,7 +115,7 @@ KernelTolerance = Annotated[
 ]
 NoRepair = Annotated[bool, _option(_METHOD, "--no-repair", "Do not refit what reads the cut units.")]
 NoLowRank = Annotated[bool, _option(_METHOD, "--no-low-rank", "Make no operator two of lower rank.")]
-NoDepth = Annotated[bool, _option(_METHOD, "--no-depth", "Cut widths only; leave no residual branch out.")]
+NoDepth = Annotated[bool, _option(_METHOD, "--no-depth", "Leave no residual branch out.")]
 Batch = Annotated[int, _option(_METHOD, "--batch", "Batch size at which times are modelled and measured.")]
 Seed = Annotated[int, _option(_METHOD, "--seed", "Of everything random.")]
 Threads = Annotated[int, _option(_METHOD, "--threads", "Of ONNX Runtime; 0 lets it decide.")]
