@@ -50,13 +50,13 @@ def takes_mean(model: onnx.ModelProto, name: str) -> bool:
 
 
 BARE = build(
-    """g (float[N,8,6,6] x) => (float[N,6] y) {
+    """g (float[N,8,6,6] x) => (float[N,14] y) {
         a = Conv (x, w) r = Relu (a) c = Conv (r, v) q = Relu (c) p = GlobalAveragePool (q) f = Flatten (p)
         y = Gemm (f, z, b)
     }""",
-    {"w": (12, 8, 1, 1), "v": (10, 12, 3, 3), "z": (10, 6), "b": (1,)},
+    {"w": (12, 8, 1, 1), "v": (10, 12, 3, 3), "z": (10, 14), "b": (1,)},
 )
-"""Consumers without a bias, and with one value for all outputs."""
+"""Consumers without a bias, and one with a single value for all of its outputs, more of them than inputs."""
 
 NETWORKS = {"conv": convolutional(), "attention": transformer(), "bare": BARE}
 EACH = pytest.mark.parametrize("name", NETWORKS)

@@ -22,6 +22,8 @@ from passes.low_rank import RankOffer
 from passes.market import Market
 from passes.plan import LOOK_AHEAD, RANKS_TRIED, Point, drops, low_ranks, shrinks, walk
 from passes.records import LowRank
+from passes.rewrites.low_rank import REWRITE
+from passes.structure import Structure, first_of, parted
 from passes.workload import Pricer, structures
 
 STEP = 16
@@ -113,8 +115,8 @@ def test_the_market_prices_the_model_that_is_carried_out(name: str, target: str)
         graph = to_graph(after)
         fresh = Pricer(structures(graph), backends.get(target)).total(couple(graph, after, BATCH).shapes.get)
         assert fresh is not None
-        parted = {one.operator for one in ranks}
-        overtaken = {offer.name for offer in bench.ranks if offer.node not in parted}
+        two = {one.operator for one in ranks}
+        overtaken = {offer.name for offer in bench.ranks if offer.node not in two}
         made = {edit: width for edit, width in point.widths.items() if edit not in overtaken}
         rest = market.without(point.drops)
         # The mean of a branch is not counted.
@@ -144,7 +146,7 @@ def test_every_move_is_the_cheapest_damage_a_second(name: str, target: str) -> N
     def error(edit: str, width: int) -> float:
         return (offers[edit] if edit in offers else ranks[edit]).error(width)
 
-    parted = 0
+    firsts = 0
     for before, after in itertools.pairwise(way):
         here = market.without(before.drops)
         now = here.seconds(before.widths)
@@ -193,9 +195,9 @@ def test_every_move_is_the_cheapest_damage_a_second(name: str, target: str) -> N
             (chosen,) = ((one, None) for one in new)
         else:
             (chosen,) = set(after.widths.items()) - set(before.widths.items())
-        parted += chosen[0] in ranks and chosen[0] not in before.widths
+        firsts += chosen[0] in ranks and chosen[0] not in before.widths
         assert ratios[chosen] <= min(ratios.values()) * (1 + 1e-6) + 1e-9
-    assert parted
+    assert firsts
 
 
 @EVERY
@@ -274,6 +276,31 @@ def test_an_operator_that_two_would_not_speed_up_stays_one() -> None:
     assert [one.operator for one in low_ranks(point, bench.ranks, weights, market)] == ["n_c1"]
     overtaken = Point(widths={offer.name: 32, "n_a1": 4}, seconds=None, saved=0.0, damage=0.0)
     assert low_ranks(overtaken, bench.ranks, weights, market) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes"),
+    [
+        ("(float[N,8] x) => (float[N,6] y) { y = Gemm <transB = 1> (x, w, b) }", {"w": (6, 8), "b": (6,)}),
+        ("(float[N,8] x) => (float[N,6] y) { y = Gemm (x, w) }", {"w": (8, 6)}),
+        ("(float[N,5,8] x) => (float[N,5,6] y) { y = MatMul (x, w) }", {"w": (8, 6)}),
+        ("(float[N,8,7,7] x) => (float[N,6,5,5] y) { y = Conv (x, w, b) }", {"w": (6, 8, 3, 3), "b": (6,)}),
+    ],
+)
+def test_halves_that_were_never_made_are_those_that_are_made(text: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    graph = to_graph(build(f"g {text}", dict(shapes)))
+    foreseen = parted(structures(graph), {"n_y": ("low", "first", "second")})
+    REWRITE.apply(graph, "n_y", 2)
+    made = structures(graph)
+
+    def said(one: Structure) -> tuple[object, ...]:
+        constant = tuple(name in one.constants for name in one.operands)
+        flags = one.transpose_a, one.transpose_b, one.equation, one.helpers, one.sizes_open
+        return one.op_type, constant, one.element_bytes, flags
+
+    assert [said(one) for one in foreseen] == [said(one) for one in made]
+    assert foreseen[0].outputs == foreseen[1].inputs and foreseen[1].name == "n_y"
+    assert {one.name for one in foreseen} == {first_of("n_y"), "n_y"}
 
 
 def test_halves_of_an_earlier_run_are_priced_as_any_operator() -> None:
