@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from passes.axes import ONE, Atom, Index, Term, kept, size
 from passes.coupling import Coupling
+from passes.errors import RewriteFailed
 from passes.linear import Linear, common_layout, stored_layout
 from passes.parallel import spread
 from passes.records import Array, Floats, LowRank
@@ -118,6 +119,9 @@ def lower(
         keep: What the cut kept, by atom.
         views: Of the original, by node.
         ranks: To lower to; the operators stay one until `passes.rewrites.low_rank` parts them.
+
+    Raises:
+        RewriteFailed: An operator has no such rank.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -130,6 +134,9 @@ def lower(
         values = numpy_helper.to_array(stored[node.input[1]])
         common = common_layout(seen.linear, values)
         weight = common[0].reshape(common.shape[1], -1).astype(np.float64)
+        if not 0 < one.rank < min(weight.shape):
+            found = f"the smaller side of {one.operator!r} as it was cut; found {one.rank}"
+            raise RewriteFailed(f"expected a rank below {min(weight.shape)}, {found}; plan again")
         lowered = projected(weight, _covariance(weight, seen.second[np.ix_(columns, columns)]), one.rank)
         kernel = tuple(values.shape[2:]) if seen.linear.kind == "conv" else ()
         made = {node.input[1]: stored_layout(seen.linear, lowered.reshape(common.shape), kernel)}

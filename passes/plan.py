@@ -122,6 +122,13 @@ def walk(
         if move.width is not None:
             widths_now[name] = move.width
             affected = market.neighbours(name)
+            for part in _overtaken(market, widths_now, affected.intersection(o.name for o in ranks)):
+                before = market.seconds(widths_now)
+                del widths_now[part]
+                after = market.seconds(widths_now)
+                saved += 0.0 if before is None or after is None else before - after
+                damage -= spent.pop(part)
+                affected |= market.neighbours(part)
         else:
             gone = inside[name]
             spent[name] += sum(spent.pop(inner, 0.0) for inner in gone)
@@ -142,6 +149,16 @@ def _inside(branch: Branch, branches: Sequence[Branch], ranks: Sequence[RankOffe
     nodes = frozenset(branch.nodes)
     inner = {other.name for other in branches if other.name in nodes} | {o.name for o in ranks if o.node in nodes}
     return frozenset(branch.groups) | inner
+
+
+def _overtaken(market: Market, widths_now: Mapping[str, int], names: frozenset[str]) -> list[str]:
+    """Parted operators whose neighbours were cut so far that one would be no slower than two."""
+    found = []
+    for name in sorted(names & widths_now.keys()):
+        others = {other: width for other, width in widths_now.items() if other != name}
+        if market.saving(others, name, widths_now[name]) <= 0:
+            found.append(name)
+    return found
 
 
 def _saving(market: Market, widths_now: Mapping[str, int], name: str, move: _Move) -> float:

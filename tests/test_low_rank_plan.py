@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import backends
 from passes import pipeline
 from passes.coupling import couple
-from passes.errors import PlanError
+from passes.errors import PlanError, RewriteFailed
 from passes.graph_io import to_graph
 from passes.optimize import module_app
 from passes.records import Plan
@@ -99,6 +99,10 @@ def test_a_plan_that_lowers_something_else_is_refused(made: tuple[Outcome, Path]
     other = {**raw, "low_ranks": [{**raw["low_ranks"][0], "operator": "n_a"}]}
     (tmp_path / "plan.json").write_text(json.dumps(other), encoding="utf-8")
     with pytest.raises(PlanError, match="lowers operators that this version does not offer to lower"):
+        pipeline.optimize_model(MODEL, settings_of(tmp_path, plan=tmp_path / "plan.json"))
+    wide = {**raw, "low_ranks": [{**raw["low_ranks"][0], "rank": 1000}]}
+    (tmp_path / "plan.json").write_text(json.dumps(wide), encoding="utf-8")
+    with pytest.raises(RewriteFailed, match="expected a rank below .*; found 1000; plan again"):
         pipeline.optimize_model(MODEL, settings_of(tmp_path, plan=tmp_path / "plan.json"))
     with pytest.raises(ValueError, match="not a complete plan: 'low_ranks'"):
         Plan.from_json(json.dumps({key: value for key, value in raw.items() if key != "low_ranks"}))
