@@ -102,7 +102,7 @@ def test_a_plan_that_lowers_something_else_is_refused(made: tuple[Outcome, Path]
         pipeline.optimize_model(MODEL, settings_of(tmp_path, plan=tmp_path / "plan.json"))
     wide = {**raw, "low_ranks": [{**raw["low_ranks"][0], "rank": 1000}]}
     (tmp_path / "plan.json").write_text(json.dumps(wide), encoding="utf-8")
-    with pytest.raises(RewriteFailed, match="expected a rank below .*; found 1000; plan again"):
+    with pytest.raises(RewriteFailed, match=r"expected a rank below .*; found 1000; plan again"):
         pipeline.optimize_model(MODEL, settings_of(tmp_path, plan=tmp_path / "plan.json"))
     with pytest.raises(ValueError, match="not a complete plan: 'low_ranks'"):
         Plan.from_json(json.dumps({key: value for key, value in raw.items() if key != "low_ranks"}))
