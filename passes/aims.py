@@ -24,8 +24,17 @@ AIM = 0.8
 """Share of the budget that a trial is aimed at."""
 
 ALLOWED = 0.9
-"""The most that the line through all trials may say of a drop, as a share of the budget. A drop on a few thousand
-samples scatters by a third of a point: what just keeps to the budget on them breaks it on new ones half of the time."""
+"""The most that the line through all trials may say of a drop, as a share of the budget."""
+
+CAUTION = 0.8
+"""Standard errors of a measured drop by which that line stays below the budget: what just keeps to it on a few thousand
+samples, where a drop scatters by a third of a point, breaks it on new ones half of the time."""
+
+LEAST_ALLOWED = 0.75
+"""But so much of the budget may be used, however few samples there are."""
+
+MARGIN = 0.1
+"""How far below what is allowed a trial is aimed, as a share of the budget."""
 
 FAINT = 0.05
 """A use of the budget below this is noise: it counts as this much."""
@@ -96,7 +105,7 @@ class Trials:
         self.note(found)
 
     def aim(self) -> float:
-        """Predicted damage that will use `AIM` of the budget, not too far from the latest.
+        """Predicted damage that will use `AIM` of the budget or what is allowed of it, not too far from the latest.
 
         With one trial the error is taken to grow like the damage, with more as between the two next to the aim. A look,
         which was not repaired, counts with `RECOVERY` of its error.
@@ -107,7 +116,7 @@ class Trials:
             share = 1.0 if self._made else RECOVERY
             known = [trial for _, trial in self._made] or self._noted
             pairs = [(math.log(_some(t.point.damage)), math.log(_some(share * t.evidence.worst**2))) for t in known]
-            wanted = math.exp(_along(pairs, math.log(AIM / slope)))
+            wanted = math.exp(_along(pairs, math.log(min(AIM, self._allowed() - MARGIN) / slope)))
         return min(max(wanted, latest / LARGEST_STEP), latest * LARGEST_STEP)
 
     def bracket(self, points: int) -> tuple[int, int]:
@@ -126,9 +135,16 @@ class Trials:
     def _slope(self) -> float:
         return self._products / self._squares if self._squares > 0 else 0.0
 
+    def _allowed(self) -> float:
+        """Share of the budget that the line may say is used."""
+        budget = self._settings.max_drop
+        if budget is None:
+            return 1 + ROUNDING
+        scatter = max((found.evidence.metric_error or 0.0 for found in self._noted), default=0.0)
+        return max(min(ALLOWED, 1 - CAUTION * scatter / max(budget, scatter, 1e-9)), LEAST_ALLOWED)
+
     def _sound(self) -> list[tuple[int, Found]]:
-        slope = self._slope()
-        allowed = 1 + ROUNDING if self._settings.max_drop is None else ALLOWED
+        slope, allowed = self._slope(), self._allowed()
         return [
             (position, found)
             for position, found in self._made

@@ -23,7 +23,7 @@ LOOKS = 1
 """Plans measured without the sequential repair, each consumer refitted on its own: they cost little and say how the
 loss grows with the predicted damage."""
 
-TRIALS = 3
+TRIALS = 2
 """Repaired and measured plans of one search: these decide."""
 
 LIGHT_MACS = 20e9

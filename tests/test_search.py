@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 
-from passes.aims import AIM, LARGEST_STEP, RECOVERY, Found, Trials, share_used
+from passes.aims import AIM, CAUTION, LARGEST_STEP, MARGIN, RECOVERY, Found, Trials, share_used
 from passes.plan import Point
 from passes.results import Evidence, OutputDrift
 from passes.search import _nearest
@@ -80,6 +81,24 @@ def test_the_aim_is_where_the_line_of_drops_meets_the_budget() -> None:
     made = trials(DROP, (5, 0.10, 0.004), (9, 0.15, 0.0135))
     slope = (0.4 * 0.01 + 1.35 * 0.0225) / (0.01**2 + 0.0225**2)
     assert made.aim() == pytest.approx(AIM / slope)
+
+
+def scattered(error: float, drop: float, scatter: float) -> Found:
+    plain = found(error, drop)
+    return replace(plain, evidence=replace(plain.evidence, metric_error=scatter))
+
+
+def test_a_drop_that_scatters_leaves_room_for_it() -> None:
+    made = Trials(DROP)
+    made.add(5, scattered(0.10, 0.008, 0.0005))
+    assert made.bracket(20)[0] == 5 and made.aim() == pytest.approx(0.01 * AIM / 0.8)
+    made = Trials(DROP)
+    made.add(5, scattered(0.10, 0.008, 0.003))
+    assert made.bracket(20)[0] == -1, "0.8 of the budget is more than 1 less 0.8 standard errors of 0.3"
+    assert made.aim() == pytest.approx(0.01 * (1 - CAUTION * 0.3 - MARGIN) / 0.8)
+    made = Trials(DROP)
+    made.add(5, scattered(0.10, 0.004, 0.05))
+    assert made.bracket(20)[0] == 5, "three quarters of the budget may always be used"
 
 
 def test_an_error_budget_is_aimed_at_exactly() -> None:
