@@ -141,7 +141,7 @@ class Trials:
         if budget is None:
             return 1 + ROUNDING
         scatter = max((found.evidence.metric_error or 0.0 for found in self._noted), default=0.0)
-        return max(min(ALLOWED, 1 - CAUTION * scatter / max(budget, scatter, 1e-9)), LEAST_ALLOWED)
+        return max(min(ALLOWED, 1 - CAUTION * scatter / max(budget, 1e-9)), LEAST_ALLOWED)
 
     def _sound(self) -> list[tuple[int, Found]]:
         slope, allowed = self._slope(), self._allowed()

@@ -129,8 +129,7 @@ def lower(
     nodes = {node.name: node for node in result.graph.node}
     for one in ranks:
         seen, node = views[one.operator], nodes[one.operator]
-        channels = np.asarray(kept(coupling.terms[seen.linear.activation][seen.linear.axis], keep))
-        columns = (channels[:, None] * seen.taps + np.arange(seen.taps)).ravel()
+        columns = seen.columns(kept(coupling.terms[seen.linear.activation][seen.linear.axis], keep))
         values = numpy_helper.to_array(stored[node.input[1]])
         common = common_layout(seen.linear, values)
         weight = common[0].reshape(common.shape[1], -1).astype(np.float64)

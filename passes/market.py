@@ -75,22 +75,21 @@ class Market:
 
     def seconds(self, widths: Mapping[str, int]) -> float | None:
         """Modelled time of the whole graph at these widths."""
-        return self._edition(widths).pricer.seconds(self._shape_of(widths))
+        return self._edition(widths).pricer.seconds(self.shapes(widths))
 
     def saving(self, widths: Mapping[str, int], name: str, width: int) -> float:
         """Seconds saved by taking one more group or operator to a width; 0 where its kernels cannot be priced.
 
         Of an operator that is still one, its own kernels count, and its neighbours as if they were not parted.
         """
-        shapes, wanted = self._shape_of(widths), self._shape_of({**widths, name: width})
+        shapes, wanted = self.shapes(widths), self.shapes({**widths, name: width})
         if self.parts(widths, name):
             return self._alone_parted(name).saved(shapes, wanted)
         edition = self._edition(widths)
-        if name not in edition.kernels:
-            edition.kernels[name] = edition.pricer.touching(self._tensors[name])
-        now = edition.pricer.partial(edition.kernels[name], shapes)
-        then = edition.pricer.partial(edition.kernels[name], wanted)
-        return 0.0 if now is None or then is None else now.seconds - then.seconds
+        if name not in edition.cut:
+            touched = edition.pricer.touching(self._tensors[name])
+            edition.cut[name] = _Changed(old=edition.pricer, new=edition.pricer, before=touched, after=touched)
+        return edition.cut[name].saved(shapes, wanted)
 
     def dropping(self, widths: Mapping[str, int], name: str) -> float:
         """Seconds saved by leaving one more branch out; 0 where the kernels that change cannot be priced."""
@@ -99,12 +98,12 @@ class Market:
             changed = _Changed.by(edition.pricer, edition.pricer.without(self._nodes((name,))))
             edition.dropped[name] = changed
             self._changing[name] = self._changing.get(name, frozenset()) | changed.nodes
-        shapes = self._shape_of(widths)
+        shapes = self.shapes(widths)
         return edition.dropped[name].saved(shapes, shapes)
 
     def macs(self, widths: Mapping[str, int]) -> int | None:
         """Multiply-accumulates of the whole graph at these widths."""
-        total = self._edition(widths).pricer.total(self._shape_of(widths))
+        total = self._edition(widths).pricer.total(self.shapes(widths))
         return None if total is None else total.macs
 
     def _edition(self, widths: Mapping[str, int]) -> _Edition:
@@ -125,7 +124,8 @@ class Market:
     def _parts(self, names: Collection[str]) -> dict[str, tuple[str, str, str]]:
         return {self._ranks[name].node: (self._ranks[name].low, *self._ranks[name].weights) for name in names}
 
-    def _shape_of(self, widths: Mapping[str, int]) -> ShapeOf:
+    def shapes(self, widths: Mapping[str, int]) -> ShapeOf:
+        """Shapes of all tensors at these widths, of the halves of an operator too."""
         sizes = {self._keys[name]: width for name, width in widths.items()}
         return lambda tensor: self._coupling.shape(tensor, sizes)
 
@@ -140,16 +140,16 @@ class Market:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Edition:
-    """A graph with some operators parted, the kernels that groups run through, and what goes with each branch."""
+    """A graph with some operators parted, what changes with the width of each group, and what goes with each branch."""
 
     pricer: Pricer
-    kernels: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    cut: dict[str, _Changed] = field(default_factory=dict)
     dropped: dict[str, _Changed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Changed:
-    """The graph without a branch or with an operator parted, and the kernels in which it differs from that before."""
+    """A graph before and after an edit, the same one where only sizes change, and the kernels that the edit changes."""
 
     old: Pricer
     new: Pricer

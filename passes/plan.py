@@ -123,10 +123,9 @@ def walk(
             widths_now[name] = move.width
             affected = market.neighbours(name)
             for part in _overtaken(market, widths_now, affected.intersection(o.name for o in ranks)):
-                before = market.seconds(widths_now)
+                before = dict(widths_now)
                 del widths_now[part]
-                after = market.seconds(widths_now)
-                saved += 0.0 if before is None or after is None else before - after
+                saved += _difference(market, before, widths_now, 0.0)
                 damage -= spent.pop(part)
                 affected |= market.neighbours(part)
         else:
@@ -153,20 +152,26 @@ def _inside(branch: Branch, branches: Sequence[Branch], ranks: Sequence[RankOffe
 
 def _overtaken(market: Market, widths_now: Mapping[str, int], names: frozenset[str]) -> list[str]:
     """Parted operators whose neighbours were cut so far that one would be no slower than two."""
-    found = []
-    for name in sorted(names & widths_now.keys()):
-        others = {other: width for other, width in widths_now.items() if other != name}
-        if market.saving(others, name, widths_now[name]) <= 0:
-            found.append(name)
-    return found
+    return [name for name in sorted(names & widths_now.keys()) if _saved_by(market, widths_now, name) <= 0]
+
+
+def _saved_by(market: Market, widths: Mapping[str, int], name: str) -> float:
+    """What one of the edits saves, given the others."""
+    others = {other: width for other, width in widths.items() if other != name}
+    return market.saving(others, name, widths[name])
 
 
 def _saving(market: Market, widths_now: Mapping[str, int], name: str, move: _Move) -> float:
     """What a move saves on the whole graph: of an operator that is parted, its neighbours may be by now."""
     if move.width is None or not market.parts(widths_now, name):
         return move.saving
-    before, after = market.seconds(widths_now), market.seconds({**widths_now, name: move.width})
-    return move.saving if before is None or after is None else before - after
+    return _difference(market, widths_now, {**widths_now, name: move.width}, move.saving)
+
+
+def _difference(market: Market, before: Mapping[str, int], after: Mapping[str, int], unknown: float) -> float:
+    """Seconds between two states of the whole graph; `unknown` where one of them has no price."""
+    old, new = market.seconds(before), market.seconds(after)
+    return unknown if old is None or new is None else old - new
 
 
 def _best(
@@ -204,14 +209,13 @@ def shrinks(
         width = point.widths.get(name)
         if width is None:
             continue
-        others = {other: w for other, w in point.widths.items() if other != name}
         result.append(
             Shrink(
                 group=name,
                 units=offer.units,
                 keep=offer.keep(width),
                 predicted_error=sensitivity[name] * offer.error(width),
-                seconds_saved=rest.saving(others, name, width),
+                seconds_saved=_saved_by(rest, point.widths, name),
             )
         )
     return tuple(result)
@@ -245,8 +249,7 @@ def low_ranks(
         rank = point.widths.get(offer.name)
         if rank is None:
             continue
-        others = {name: width for name, width in point.widths.items() if name != offer.name}
-        saved = rest.saving(others, offer.name, rank)
+        saved = _saved_by(rest, point.widths, offer.name)
         if saved > 0:
             predicted = sensitivity[offer.name] * offer.error(rank)
             found.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from passes import readable
 from passes.explain import cell, table, tables
-from passes.records import Json
+from passes.records import Json, LowRank, Shrink
 from passes.results import Evidence, Outcome
 from passes.settings import Settings
 from passes.verdict import verdict
@@ -183,35 +183,27 @@ def _exact(outcome: Outcome) -> Table:
 
 
 def _cuts(outcome: Outcome) -> Table:
-    numbers = ("units", "predicted error", "saves, modelled")
-    made = table("cut groups", *numbers, numbers=numbers)
-    cuts = outcome.plan.shrinks
-    ranked = sorted(cuts, key=lambda cut: (-(cut.seconds_saved or 0.0), -cut.predicted_error, cut.group))
-    shown = {cut.group for cut in ranked[:CUTS_SHOWN]}
-    for cut in cuts:
-        if cut.group in shown:
-            units = f"{cut.units} -> {len(cut.keep)}"
-            saved = readable.duration(cut.seconds_saved, "not priced")
-            made.add_row(cell(cut.group), units, readable.error(cut.predicted_error), saved)
-    return _and_more(made, len(cuts) - len(shown))
+    cuts = ((cut.group, cut.units, len(cut.keep), cut) for cut in outcome.plan.shrinks)
+    return _most("cut groups", "units", cuts)
 
 
 def _low_ranks(outcome: Outcome) -> Table:
-    numbers = ("rank", "predicted error", "saves, modelled")
-    made = table("operators made two", *numbers, numbers=numbers)
-    parted = outcome.plan.low_ranks
-    ranked = sorted(parted, key=lambda one: (-(one.seconds_saved or 0.0), -one.predicted_error, one.operator))
-    shown = {one.operator for one in ranked[:CUTS_SHOWN]}
-    for one in parted:
-        if one.operator in shown:
-            saved = readable.duration(one.seconds_saved, "not priced")
-            made.add_row(cell(one.operator), f"{one.full} -> {one.rank}", readable.error(one.predicted_error), saved)
-    return _and_more(made, len(parted) - len(shown))
+    parted = ((one.operator, one.full, one.rank, one) for one in outcome.plan.low_ranks)
+    return _most("operators made two", "rank", parted)
 
 
-def _and_more(made: Table, hidden: int) -> Table:
-    if hidden > 0:
-        made.add_row(f"and {hidden} that save less (--explain lists all)", "", "", "")
+def _most(title: str, size: str, edits: Iterable[tuple[str, int, int, Shrink | LowRank]]) -> Table:
+    """Name, size before and after of the edits that save most, in their order; the others are counted."""
+    numbers = (size, "predicted error", "saves, modelled")
+    made, rows = table(title, *numbers, numbers=numbers), tuple(edits)
+    ranked = sorted(rows, key=lambda row: (-(row[3].seconds_saved or 0.0), -row[3].predicted_error, row[0]))
+    shown = {name for name, *_ in ranked[:CUTS_SHOWN]}
+    for name, before, after, edit in rows:
+        if name in shown:
+            saved = readable.duration(edit.seconds_saved, "not priced")
+            made.add_row(cell(name), f"{before} -> {after}", readable.error(edit.predicted_error), saved)
+    if len(shown) < len(rows):
+        made.add_row(f"and {len(rows) - len(shown)} that save less (--explain lists all)", "", "", "")
     return made
 
 

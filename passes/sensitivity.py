@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import onnx
+
 from passes import apply
 from passes.candidates import Offer, widths
 from passes.low_rank import RankOffer
@@ -27,24 +29,27 @@ def sensitivities(bench: apply.Bench, judge: Judge, step: int, tick: Callable[[i
     zero, so that its edit is not free.
     """
     result: dict[str, float] = {}
+
+    def disturbed(model: onnx.ModelProto, residual: float) -> float:
+        measured = judge.evidence(model).worst ** 2
+        return max(measured / residual, LEAST_DAMAGE) if residual > 0 else 1.0
+
     for offer in bench.offers:
         name = offer.candidate.group.name
         width, residual = _probe(offer, step)
         cut = Shrink(group=name, units=offer.units, keep=offer.keep(width), predicted_error=residual)
-        measured = judge.evidence(apply.shrink(bench, (cut,))).worst ** 2
-        result[name] = max(measured / residual, LEAST_DAMAGE) if residual > 0 else 1.0
+        result[name] = disturbed(apply.shrink(bench, (cut,)), residual)
         tick(1)
-    alone = {o.candidate.readers[0].linear.node: o for o in bench.offers if len(o.candidate.readers) == 1}
+    only = (offer.candidate for offer in bench.offers if len(offer.candidate.readers) == 1)
+    alone = {candidate.readers[0].linear.node: candidate.group.name for candidate in only}
     for one in bench.ranks:
         if one.node in alone:
             # The group's error is this operator's: both are shares of what it writes.
-            result[one.name] = result[alone[one.node].candidate.group.name]
-            tick(1)
-            continue
-        rank, residual = _probe(one, step)
-        lowered = LowRank(operator=one.node, rank=rank, full=one.units, predicted_error=residual)
-        measured = judge.evidence(apply.shrink(bench, (), (), (lowered,))).worst ** 2
-        result[one.name] = max(measured / residual, LEAST_DAMAGE) if residual > 0 else 1.0
+            result[one.name] = result[alone[one.node]]
+        else:
+            rank, residual = _probe(one, step)
+            lowered = LowRank(operator=one.node, rank=rank, full=one.units, predicted_error=residual)
+            result[one.name] = disturbed(apply.shrink(bench, (), (), (lowered,)), residual)
         tick(1)
     repaired = bool(bench.recorded.targets)
     for branch in bench.branches:

@@ -77,6 +77,11 @@ class View:
     held: Array
     biased: bool
 
+    def columns(self, channels: Index) -> Index:
+        """Positions of some input channels among the columns of its im2col rows, channel by channel."""
+        found: Index = (np.asarray(channels)[:, None] * self.taps + np.arange(self.taps)).ravel()
+        return found
+
 
 def view(linear: Linear, stored: Array, biased: bool, rows: Sequence[Array], *, threads: int) -> View:
     """Sum the rows up, (observations, inputs * taps) each."""
@@ -148,7 +153,7 @@ def _chosen(offer: Offer, curve: Curve, seen: Sequence[tuple[Reader, View]], cou
         linear = reader.linear
         labels = coordinates(coupling.terms[linear.activation][linear.axis], offer.candidate.atom)
         channels = np.flatnonzero((labels < 0) | np.isin(labels, curve.order[:many]))
-        columns = (channels[:, None] * found.taps + np.arange(found.taps)).ravel()
+        columns = found.columns(channels)
         second = found.second[np.ix_(columns, columns)]
         second[np.diag_indices_from(second)] += RIDGE * max(float(np.trace(second)) / len(second), 1e-30)
         try:
@@ -170,7 +175,7 @@ def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: 
     place[order] = np.arange(offer.units)
     ranks = np.where(labels < 0, -1, place[labels])
     channels = np.argsort(ranks, kind="stable")
-    columns = (channels[:, None] * seen.taps + np.arange(seen.taps)).ravel()
+    columns = seen.columns(channels)
     second, held = _parted(seen, columns)
     second[np.diag_indices_from(second)] += RIDGE * max(float(np.trace(second)) / len(second), 1e-30)
     regular = second.astype(np.float64, order="F")  # Factorised in place.
@@ -252,7 +257,7 @@ def refit(
         terms = coupling.terms[linear.activation]
         channels = kept(terms[linear.axis], keep)
         outputs = kept(coupling.terms[linear.output][linear.out_axis], keep)
-        columns = (np.asarray(channels)[:, None] * seen.taps + np.arange(seen.taps)).ravel()
+        columns = seen.columns(channels)
         if len(columns) == len(seen.second) or seen.count < ROWS_PER_UNKNOWN * len(columns):
             return {}
         name = node.input[linear.slot]

@@ -12,6 +12,7 @@ from rewriting import build
 from passes import apply, branches, candidates, workbench
 from passes.coupling import couple
 from passes.graph_io import to_graph
+from passes.plan import Point
 from passes.progress import Silent
 from passes.samples import Inputs, digest_feeds
 from passes.settings import Settings
@@ -101,6 +102,11 @@ def transformer(strengths: Mapping[str, float] | None = None) -> onnx.ModelProto
         weights |= {f"{name}{n}": (16,) for name in ("h", "j")}
         weights[f"wo{n}"] = np.float32(strengths.get(f"attention{n}", 1.0)) * np.asarray(weights[f"wo{n}"])
         weights[f"wd{n}"] = np.float32(strengths.get(f"mlp{n}", 1.0)) * np.asarray(weights[f"wd{n}"])
+    return on_tokens(text, weights)
+
+
+def on_tokens(text: str, weights: Mapping[str, Array | tuple[int, ...]]) -> onnx.ModelProto:
+    """A network on five tokens: an embedding `e`, what leads from `t0` to `t2`, the mean and a classifier `wz`."""
     return build(
         f"""g (float[N,5,12] x) => (float[N,10] y) {{
             t0 = MatMul (x, e){text}
@@ -109,6 +115,14 @@ def transformer(strengths: Mapping[str, float] | None = None) -> onnx.ModelProto
         }}""",
         weights,
     )
+
+
+def move_between(before: Point, after: Point) -> tuple[str, int | None]:
+    """The one edit by which two points of a way differ: a group or rank and its width, or a branch and None."""
+    (only,) = [(name, None) for name in set(after.drops) - set(before.drops)] or (
+        set(after.widths.items()) - set(before.widths.items())
+    )
+    return only
 
 
 def inputs_of(model: onnx.ModelProto, samples: int = 96, seed: int = 3) -> Inputs:

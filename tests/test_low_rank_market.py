@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from cutting import Array
-from residual import bench_of, convolutional
+from residual import bench_of, convolutional, move_between, on_tokens
 from rewriting import build
 
 import backends
@@ -45,14 +45,7 @@ def tokens(width: int = 128, inner: int = 256) -> onnx.ModelProto:
         stored |= {f"wu{n}": rng.normal(0, 0.1, (width, inner)).astype(np.float32), f"bu{n}": (inner,)}
         stored |= {f"wd{n}": rng.normal(0, 0.1, (inner, width)).astype(np.float32), f"h{n}": (width,)}
         stored[f"g{n}"] = np.ones(width, dtype=np.float32)
-    return build(
-        f"""g (float[N,5,12] x) => (float[N,10] y) {{
-            t0 = MatMul (x, e){text}
-            pooled = ReduceMean <axes = [1], keepdims = 0> (t2)
-            y = MatMul (pooled, wz)
-        }}""",
-        stored,
-    )
+    return on_tokens(text, stored)
 
 
 BATCH = 512
@@ -189,12 +182,7 @@ def test_every_move_is_the_cheapest_damage_a_second(name: str, target: str) -> N
             )
             if saved > 1e-12:
                 ratios[branch.name, None] = max(weights[branch.name] - inner, 0) / saved
-        new = set(after.drops) - set(before.drops)
-        chosen: tuple[str, int | None]
-        if new:
-            (chosen,) = ((one, None) for one in new)
-        else:
-            (chosen,) = set(after.widths.items()) - set(before.widths.items())
+        chosen = move_between(before, after)
         firsts += chosen[0] in ranks and chosen[0] not in before.widths
         assert ratios[chosen] <= min(ratios.values()) * (1 + 1e-6) + 1e-9
     assert firsts

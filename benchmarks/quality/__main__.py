@@ -53,7 +53,7 @@ def wanted(given: argparse.Namespace, row: Row, goal: Goal) -> list[str]:
         for name in peers.METHODS
         if any(name == s or (s != "ours" and name.startswith(s)) for s in starts)
         and int(name.partition(" / ")[2] or 0) < given.draws
-        and not (", inner" in name and goal.kind in ("inner", "expanded"))
+        and not (", inner" in name and goal.names_widths)
         and not (name == "ours, no data" and _has_blind_row(row, goal))
     ]
 

@@ -15,7 +15,7 @@ import onnx
 
 import backends
 from benchmarks.quality.rows import Goal
-from passes import apply, candidates, coupling, exact, inputs, low_rank, model_io, plan, workbench
+from passes import apply, candidates, coupling, exact, inputs, model_io, plan, workbench
 from passes.candidates import Candidate
 from passes.graph_io import to_graph
 from passes.low_rank import RankOffer
@@ -91,7 +91,7 @@ class Shop:
         """
         allowed = scope(self.found, self.bench.coupling, goal)
         offers = [offer for offer in self.bench.offers if offer.candidate.group.name in allowed]
-        parts = goal.kind not in ("inner", "expanded") if parts is None else parts
+        parts = not goal.names_widths if parts is None else parts
         touched = {site.node for c in self.found if c.group.name in allowed for site in c.group.sites}
         ranks = [offer for offer in self.bench.ranks if parts and offer.node in touched]
         market = Macs(self.bench.coupling, self.market.pricer, sorted(allowed), ranks)
@@ -122,7 +122,7 @@ class Shop:
     def size(self, goal: Goal, widths: Mapping[str, int]) -> float:
         """Multiply-accumulates of the network, or weights of the operators that groups pass through."""
         if goal.kind == "weights":
-            return float(weights(self.bench, self.found, widths))
+            return float(weights(self, widths))
         macs = self.market.macs(widths)
         if macs is None:
             raise ValueError("expected a model whose shapes can all be inferred")
@@ -172,11 +172,10 @@ def uniform(found: Sequence[Candidate], coupled: coupling.Coupling, goal: Goal) 
     return {name: max(1, round(count * (1 - goal.value))) for name, count in units.items()}
 
 
-def weights(bench: apply.Bench, found: Sequence[Candidate], widths: Mapping[str, int]) -> int:
+def weights(shop: Shop, widths: Mapping[str, int]) -> int:
     """Elements of the weights of every operator that makes or reads a group, at these widths and ranks."""
-    coupled = low_rank.extended(bench.coupling, bench.ranks)
-    sizes = {coupled.atom_of[name].key: width for name, width in widths.items()}
-    halves = {offer.weight: offer.weights for offer in bench.ranks if offer.name in widths}
-    whole = {site.tensor for c in found for site in c.group.sites if site.role in ("produces", "consumes")}
+    shape_of = shop.market.shapes(widths)
+    halves = {offer.weight: offer.weights for offer in shop.bench.ranks if offer.name in widths}
+    whole = {site.tensor for c in shop.found for site in c.group.sites if site.role in ("produces", "consumes")}
     tensors = [part for tensor in whole for part in halves.get(tensor, (tensor,))]
-    return sum(math.prod(coupled.shape(tensor, sizes) or ()) for tensor in tensors)
+    return sum(math.prod(shape_of(tensor) or ()) for tensor in tensors)

@@ -87,7 +87,7 @@ def ours_repaired(work: Work, goal: Goal) -> Made:
 
 def ours_otherwise(parts: bool, work: Work, goal: Goal) -> Made:
     """Our way without operators of lower rank, or with them where the goal asks for widths."""
-    if parts == (goal.kind not in ("inner", "expanded")):
+    if parts != goal.names_widths:
         raise RedundantError("that is what ours does here")
     return work.shop.cut(work.shop.point(goal, parts=parts)), ""
 
@@ -165,7 +165,7 @@ def torch_pruning(reduction: str, competing: bool, work: Work, goal: Goal) -> Ma
     bench = work.shop.bench
     inner = ours.scope(work.shop.found, bench.coupling, Goal(kind="inner", value=0.0, bar=goal.bar))
     allowed = ours.scope(work.shop.found, bench.coupling, goal)
-    reaches = [allowed] if goal.kind in ("inner", "expanded") else [allowed, inner]
+    reaches = [allowed] if goal.names_widths else [allowed, inner]
     with tempfile.TemporaryDirectory() as name, outside.Worker(work.torch, "torch_worker.py") as worker:
         source, pruned = work.source, str(Path(name) / "pruned.onnx")
         if all(node.op_type != "BatchNormalization" for node in onnx.load(source).graph.node):

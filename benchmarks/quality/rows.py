@@ -31,6 +31,11 @@ class Goal:
     trial: float | None = None
 
     @property
+    def names_widths(self) -> bool:
+        """Whether it says which widths are to be cut."""
+        return self.kind in ("inner", "expanded")
+
+    @property
     def label(self) -> str:
         """For the table."""
         if self.kind == "macs":

@@ -39,7 +39,7 @@ def widths(shop: ours.Shop, goal: Goal, reach: Reach = "all") -> dict[str, int]:
     Raises:
         UnreachableError: One unit a group is still too large.
     """
-    if goal.kind in ("inner", "expanded"):
+    if goal.names_widths:
         return ours.uniform(shop.found, shop.bench.coupling, goal)
     scope = goal if reach == "all" else Goal(kind="inner", value=0.0, bar=goal.bar)
     allowed = ours.scope(shop.found, shop.bench.coupling, scope)

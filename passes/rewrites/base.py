@@ -72,23 +72,18 @@ def pairs(
     Returns:
         Pairs that do not overlap, the later node as the subject; longer chains follow in the next rounds.
     """
-    return apart(_pairs(name, graph, examine, say))
 
+    def found() -> Iterator[Step | Refusal]:
+        around = read(graph)
+        for node in around.nodes.values():
+            fit = examine(around, node)
+            if isinstance(fit, str):
+                yield Refusal(subject=node.name, reason=fit)
+            elif fit is not None:
+                first = node.inputs[0].inputs[0]
+                yield Step(rewrite=name, subject=node.name, nodes=(node.name, first.name), note=say(node, first))
 
-def _pairs(
-    name: str,
-    graph: gs.Graph,
-    examine: Callable[[Surroundings, gs.Node], object],
-    say: Callable[[gs.Node, gs.Node], str],
-) -> Iterator[Step | Refusal]:
-    around = read(graph)
-    for node in around.nodes.values():
-        found = examine(around, node)
-        if isinstance(found, str):
-            yield Refusal(subject=node.name, reason=found)
-        elif found is not None:
-            first = node.inputs[0].inputs[0]
-            yield Step(rewrite=name, subject=node.name, nodes=(node.name, first.name), note=say(node, first))
+    return apart(found())
 
 
 def apart(offers: Iterable[Step | Refusal]) -> Iterator[Step | Refusal]:
