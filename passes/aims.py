@@ -67,10 +67,14 @@ def within(evidence: Evidence, settings: Settings) -> bool:
 
 
 def share_used(evidence: Evidence, settings: Settings) -> float:
-    """Share of the budget that is used up; above 1 it is not kept. Damage is a squared error, and so is this."""
+    """Share of the budget that is used up; above 1 it is not kept. Damage is a squared error, and so is this.
+
+    Of a drop the smoothed estimate counts: it scatters less than the counted one.
+    """
     used = [0.0]
     if settings.max_drop is not None:
-        drop = math.inf if evidence.drop is None else evidence.drop
+        smooth = evidence.drop if evidence.smoothed_drop is None else evidence.smoothed_drop
+        drop = math.inf if smooth is None else smooth
         used.append(drop / settings.max_drop if settings.max_drop > 0 else (LARGEST_STEP if drop > 0 else 0.0))
     bound = settings.error_budget
     if bound is not None:
@@ -140,7 +144,7 @@ class Trials:
         budget = self._settings.max_drop
         if budget is None:
             return 1 + ROUNDING
-        scatter = max((found.evidence.metric_error or 0.0 for found in self._noted), default=0.0)
+        scatter = max((found.evidence.smoothed_error or 0.0 for found in self._noted), default=0.0)
         return max(min(ALLOWED, 1 - CAUTION * scatter / max(budget, 1e-9)), LEAST_ALLOWED)
 
     def _sound(self) -> list[tuple[int, Found]]:

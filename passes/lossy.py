@@ -94,7 +94,8 @@ def cut(
     pricer = Pricer(structures(graph), backend)
     market = Market(coupled, pricer, [candidate.group.name for candidate in found], residual, bench.ranks)
     few = inputs.first(evaluation, PROBE_SAMPLES)
-    probe = Judge(simple.model, replace(few, labels=None), threads=settings.threads, batch=workbench.RUN_SAMPLES)
+    # Probes run side by side, each on one thread.
+    probe = Judge(simple.model, replace(few, labels=None), threads=1, batch=workbench.RUN_SAMPLES)
     with watch.stage("sensitivity", len(bench.offers) + len(residual) + len(bench.ranks)) as tick:
         sensitivity = sensitivities(bench, probe, backend.channel_step, tick)
     way = plan.walk(bench.offers, sensitivity, market, backend.channel_step, plan.WORTH, residual, bench.ranks)

@@ -8,8 +8,9 @@ time (docs/decisions/0006), and its sums depend on their number.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -44,3 +45,23 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item], *, threads
         return [function(item) for item in items]
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(function, items))
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int = 0) -> Iterator[Result]:
+    """`spread`, one result at a time, in order; at most one more than there are threads is under way or waits."""
+    count = workers(threads)
+    if count <= 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

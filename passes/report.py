@@ -153,6 +153,8 @@ def _facts(outcome: Outcome, settings: Settings) -> Table:
         moved = f"drop {readable.points(lost)}" if lost >= 0 else f"gain {readable.points(-lost)}"
         if evidence.metric_error is not None:
             moved += f" ± {100 * evidence.metric_error:.2f}"
+        if evidence.smoothed_drop is not None and evidence.smoothed_error:
+            moved += f", by margins {100 * evidence.smoothed_drop:.2f} ± {100 * evidence.smoothed_error:.2f}"
         allowed = "" if settings.max_drop is None else f" (at most {readable.points(settings.max_drop)})"
         made.add_row(cell(evidence.metric), cell(f"{change}, {moved}{allowed}"))
     if evidence.outputs:

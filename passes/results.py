@@ -40,6 +40,8 @@ class Evidence:
         metric: Name of the metric, None when there are no labels.
         metric_before, metric_after: Of the original and of the result, in 0..1.
         metric_error: Standard error of their difference, from the samples on which only one of the two is right.
+        smoothed_drop: Their difference as `passes.margins` estimates it; it scatters less than the counted one.
+        smoothed_error: Its standard error.
     """
 
     samples: int
@@ -49,6 +51,8 @@ class Evidence:
     metric_before: float | None = None
     metric_after: float | None = None
     metric_error: float | None = None
+    smoothed_drop: float | None = None
+    smoothed_error: float | None = None
 
     @property
     def drop(self) -> float | None:

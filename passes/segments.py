@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from passes import runtime
+from passes.parallel import spread
 from passes.records import Array
 
 
@@ -66,9 +67,14 @@ class Walker:
         piece = onnx.ModelProto(ir_version=self._model.ir_version, graph=graph)
         piece.opset_import.extend(self._model.opset_import)
         piece.functions.extend(self._model.functions)
-        session = runtime.session(piece, threads=self._threads)
-        for batch in self.batches:
+        # Two batches on one thread each are through before two on two threads each.
+        several = len(self.batches) > 1
+        session = runtime.session(piece, threads=1 if several else self._threads)
+
+        def run(batch: dict[str, Array]) -> None:
             batch.update(zip(wanted, session.run(list(wanted), {name: batch[name] for name in live}), strict=True))
+
+        spread(run, self.batches, threads=self._threads)
 
 
 def reads(node: onnx.NodeProto) -> list[str]:

@@ -80,14 +80,14 @@ def collect(
     both = (name for tap in taps for name in (tap.tensor, tap.beside) if name)
     names = tuple(dict.fromkeys((*both, *scales)))
     inputs = {value.name for value in model.graph.input}
-    session = runtime.session(model, threads=threads, extra_outputs=[name for name in names if name not in inputs])
+    session = runtime.session(model, threads=1, extra_outputs=[name for name in names if name not in inputs])
     sums = {(tap.tensor, tap.axis): _Sum(tap.products) for tap in taps}
     variances = {name: _Spread() for name in scales}
     for tap in taps:
         if tap.tensor in inputs:
             sums[tap.tensor, tap.axis].add(observations(feeds[tap.tensor], tap.axis, tap.units))
     inner = [tap for tap in taps if tap.tensor not in inputs]
-    for values in runtime.run_batches(session, feeds, batch):
+    for values in runtime.run_batches(session, feeds, batch, workers=parallel.workers(threads)):
 
         def add(tap: Tap, values: Mapping[str, Array] = values) -> None:
             rows = [observations(values[name], tap.axis, tap.units) for name in (tap.tensor, tap.beside) if name]

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from passes import runtime
+from passes import margins, runtime
 from passes.errors import DataError, ModelError, ValidationFailed
 from passes.interface import inputs_of, outputs_of
-from passes.records import Array
+from passes.parallel import workers
+from passes.records import Array, Floats
 from passes.results import Evidence, OutputDrift
 from passes.samples import Inputs
 
@@ -46,13 +47,14 @@ class Judge:
         """
         if inputs.samples == 0:
             raise ValidationFailed("there are no held-out samples to judge on; give more data")
-        session = runtime.session(before, threads=threads)
+        # One run on all threads, or several at once on one each.
+        self._threads, self._workers = (1, workers(threads)) if inputs.samples > batch else (threads, 1)
+        session = runtime.session(before, threads=self._threads)
         self._interface = _interface(before)
         self._inputs = inputs
-        self._threads = threads
         self._names = runtime.tensor_outputs(session)
         self.skipped = tuple(slot.name for slot in outputs_of(before) if slot.name not in self._names)
-        self._outputs = tuple(runtime.run_batches(session, inputs.feeds, batch))
+        self._outputs = tuple(runtime.run_batches(session, inputs.feeds, batch, workers=self._workers))
         # Both models must see the same batches, also where the original runs sample by sample only.
         self._batch = 1 if len(self._outputs) == inputs.samples else batch
         for name in self._names:
@@ -73,6 +75,7 @@ class Judge:
         drifts = {name: _Drift() for name in self._names}
         hits = [0, 0]
         changed = done = 0
+        sides: tuple[list[Floats], list[Floats]] = ([], [])
         for old, new in self._pairs(after):
             for name in self._names:
                 drifts[name].add(*_comparable(name, old[name], new[name]))
@@ -82,10 +85,12 @@ class Judge:
                 labels = self._inputs.labels[done : done + len(old[self._judged])]
                 done += len(labels)
                 right = [_top1(values[self._judged]) == labels for values in (old, new)]
-                for side in (0, 1):
+                for side, values in enumerate((old, new)):
                     hits[side] += int(np.count_nonzero(right[side]))
+                    sides[side].append(margins.of_labels(values[self._judged], labels))
                 changed += int(np.count_nonzero(right[0] != right[1]))
         samples = self._inputs.samples
+        loss = None if self._judged is None else margins.smoothed_loss(*(np.concatenate(found) for found in sides))
         return Evidence(
             samples=samples,
             source=self._inputs.source,
@@ -96,6 +101,8 @@ class Judge:
             metric_before=None if self._judged is None else hits[0] / samples,
             metric_after=None if self._judged is None else hits[1] / samples,
             metric_error=None if self._judged is None else _standard_error(changed, hits[0] - hits[1], samples),
+            smoothed_drop=None if loss is None else loss[0],
+            smoothed_error=None if loss is None else loss[1],
         )
 
     def moved(self, after: onnx.ModelProto, samples: int) -> float:
@@ -114,7 +121,7 @@ class Judge:
         try:
             session = runtime.session(after, threads=self._threads)
             runs = 0
-            for new in runtime.run_batches(session, self._inputs.feeds, self._batch):
+            for new in runtime.run_batches(session, self._inputs.feeds, self._batch, workers=self._workers):
                 if runs == len(self._outputs):
                     raise ValidationFailed("the result cannot run the batches that the original runs")
                 yield self._outputs[runs], new

@@ -88,6 +88,14 @@ def test_a_drop_is_told_with_its_standard_error() -> None:
     assert "accuracy 98.90 % -> 98.40 %, drop 0.50 points ± 0.21 (at most 1.00 point)" in lines
 
 
+def test_a_drop_by_margins_stands_beside_the_counted_one() -> None:
+    told = with_evidence(metric_after=0.984, metric_error=0.0021, smoothed_drop=0.0062, smoothed_error=0.0011)
+    assert "accuracy 98.90 % -> 98.40 %, drop 0.50 points ± 0.21, by margins 0.62 ± 0.11 (at most 1.00 point)" in (
+        _lines(told)
+    )
+    assert not any("by margins" in line for line in _lines(with_evidence(smoothed_drop=0.0, smoothed_error=0.0)))
+
+
 def test_a_long_list_of_cuts_is_shortened_but_explain_has_all() -> None:
     shrinks = tuple(
         Shrink(group=f"g{i:02}", units=8, keep=(0,), predicted_error=0.0, seconds_saved=i * 1e-6) for i in range(25)

@@ -53,11 +53,12 @@ def test_extra_outputs_leave_the_model_alone(monkeypatch: pytest.MonkeyPatch, th
 
 
 @pytest.mark.parametrize(("declared", "batch"), [("N", 4), ("N", 100), ("3", 1), ("7", 2), ("1", 4)])
-def test_batches_give_every_sample_once(declared: str, batch: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_give_every_sample_once(declared: str, batch: int, workers: int) -> None:
     model = parser.parse_model(f"{HEADER} g (float[{declared},4] x) => (float[{declared},3] y) {{ y = MatMul (x, w) }}")
     model.graph.initializer.append(numpy_helper.from_array(np.ones((4, 3), np.float32), "w"))
     x = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
-    parts = list(runtime.run_batches(runtime.session(model), {"x": x}, batch))
+    parts = list(runtime.run_batches(runtime.session(model), {"x": x}, batch, workers=workers))
     np.testing.assert_allclose(
         np.concatenate([part["y"] for part in parts]), x @ np.ones((4, 3), np.float32), atol=1e-5
     )

@@ -40,6 +40,8 @@ def trials(settings: Settings, *measured: tuple[int, float, float | None]) -> Tr
 def test_the_use_of_a_budget_is_its_share() -> None:
     assert share_used(evidence(0.05, None), ERROR) == pytest.approx(0.25)
     assert share_used(evidence(0.3, 0.005), DROP) == pytest.approx(0.5)
+    smooth = replace(evidence(0.3, 0.005), smoothed_drop=0.007)
+    assert share_used(smooth, DROP) == pytest.approx(0.7), "the estimate that scatters less"
     both = Settings(data=("x.npz",), labels=LABELS, max_drop=0.01, max_error=0.1)
     assert share_used(evidence(0.2, 0.005), both) == pytest.approx(4.0)
 
@@ -85,7 +87,7 @@ def test_the_aim_is_where_the_line_of_drops_meets_the_budget() -> None:
 
 def scattered(error: float, drop: float, scatter: float) -> Found:
     plain = found(error, drop)
-    return replace(plain, evidence=replace(plain.evidence, metric_error=scatter))
+    return replace(plain, evidence=replace(plain.evidence, smoothed_error=scatter))
 
 
 def test_a_drop_that_scatters_leaves_room_for_it() -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
-from passes import runtime, validate
+from passes import margins, runtime, validate
 from passes.errors import DataError, ModelError, ValidationFailed
 from passes.results import Evidence
 from passes.samples import Inputs, digest_feeds
@@ -113,6 +113,10 @@ def test_labels_give_the_accuracy_of_both() -> None:
     assert evidence.drop == pytest.approx(0.75 - wrong)
     hits = ((X @ WEIGHT).argmax(axis=1) == labels).astype(float) - ((-X @ WEIGHT).argmax(axis=1) == labels)
     assert evidence.metric_error == pytest.approx(hits.std() / np.sqrt(len(hits)))
+    sides = [margins.of_labels(sign * X @ WEIGHT, labels) for sign in (1.0, -1.0)]
+    assert (evidence.smoothed_drop, evidence.smoothed_error) == pytest.approx(margins.smoothed_loss(*sides), rel=1e-5)
+    assert validate.compare(original(), original(), inputs(labels=labels)).smoothed_drop == 0.0
+    assert validate.compare(original(), original(), inputs()).smoothed_drop is None
 
 
 def test_scores_may_have_axes_of_size_one() -> None:
