@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import onnx
 
 from passes import apply, plan
 from passes.aims import AIM, RECOVERY, Found, Trials, within
@@ -67,7 +70,8 @@ def best(
         made = Trials(settings)
         position = _start(points, settings)
         for _ in range(looks if points else 0):
-            made.note(look(position, mend=False))
+            # It is never chosen: its weights need not stay.
+            made.note(replace(look(position, mend=False), model=onnx.ModelProto()))
             position = _nearest(points, -1, len(points), made.aim())
         for number in range(trials + MORE_TRIALS):
             low, high = made.bracket(len(points))

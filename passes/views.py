@@ -49,6 +49,9 @@ POINTS = 64
 ROWS_PER_UNKNOWN = 2
 """Observations below this share of a refit's unknowns would be fitted, not learnt: the fold stays."""
 
+STRIP = 512
+"""Rows of second moments that are taken to double precision at once."""
+
 CHUNKS = 2
 """Parts that the sums are made of, whatever the number of workers: the last digits must not depend on the machine."""
 
@@ -62,6 +65,7 @@ class View:
         weight: Its own, shape (outputs, inputs * taps).
         taps: Per input channel.
         second: E[x x^T] of its im2col rows, about the mean when a bias can take that up; float32 to save memory.
+        product: E[x x^T] W^T, what every refit of it aims at, shape (inputs * taps, outputs), float32.
         mean: E[x], shape (inputs * taps,).
         count: Rows.
         held: Those of them that belong to some whole runs, (rows, inputs * taps), none when there is but one run.
@@ -72,6 +76,7 @@ class View:
     weight: Floats
     taps: int
     second: Array
+    product: Array
     mean: Floats
     count: int
     held: Array
@@ -98,11 +103,16 @@ def view(linear: Linear, stored: Array, biased: bool, rows: Sequence[Array], *, 
         centre = mean.astype(np.float32)
         for row, value in zip(second, centre, strict=True):
             row -= value * centre
+    flat = weight.reshape(len(weight), -1)
+    product = spread(
+        lambda rows: (rows.astype(np.float64) @ flat.T).astype(np.float32), _strips(second), threads=threads
+    )
     return View(
         linear=linear,
-        weight=weight.reshape(len(weight), -1),
+        weight=flat,
         taps=weight.shape[2],
         second=second,
+        product=np.concatenate(product),
         mean=mean,
         count=count,
         held=np.concatenate(_apart(rows)),
@@ -161,6 +171,10 @@ def _chosen(offer: Offer, curve: Curve, seen: Sequence[tuple[Reader, View]], cou
         except scipy.linalg.LinAlgError:
             return curve.order
     return np.concatenate([eliminate(refitted), curve.order[many:]])
+
+
+def _strips(matrix: Array) -> list[Array]:
+    return [matrix[begin : begin + STRIP] for begin in range(0, len(matrix), STRIP)]
 
 
 def _residual(offer: Offer, reader: Reader, seen: View, order: Array, coupling: Coupling) -> Floats:
@@ -267,7 +281,7 @@ def refit(
         inner = seen.second[np.ix_(columns, columns)].astype(np.float64)
         ridge = RIDGE * max(float(np.trace(inner)) / len(inner), 1e-300)
         inner[np.diag_indices_from(inner)] += ridge
-        aim = seen.second[columns].astype(np.float64) @ weight.T + ridge * start.T
+        aim = seen.product[np.ix_(columns, outputs)] + ridge * start.T
         try:
             factor = scipy.linalg.cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
         except scipy.linalg.LinAlgError:
