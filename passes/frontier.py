@@ -7,10 +7,9 @@ keeps to the budget is said of each; none is left out for it, because a frontier
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from passes import aims, apply, search
-from passes.market import Market
+from passes import aims, search
 from passes.plan import Point
 from passes.plot import Panel, Series, draw
 from passes.progress import Progress
@@ -40,20 +39,14 @@ def _depth(whole: Point, point: Point) -> float:
 
 
 def explore(
-    bench: apply.Bench,
-    market: Market,
-    way: Sequence[Point],
-    sensitivity: Mapping[str, float],
-    judge: Judge,
-    settings: Settings,
-    watch: Progress,
+    problem: search.Problem, way: Sequence[Point], judge: Judge, settings: Settings, watch: Progress
 ) -> tuple[aims.Found, ...]:
     """Cut, repair and measure `settings.pareto` points of the way, shallow first."""
     points = chosen(way, settings.pareto)
     found = []
     with watch.stage("frontier", len(points)) as tick:
         for point in points:
-            found.append(search.attempt(bench, market, point, sensitivity, judge, settings, settings.repair, watch))
+            found.append(search.attempt(problem, point, judge, settings, watch, mend=settings.repair))
             tick(1)
     return tuple(found)
 

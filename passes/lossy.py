@@ -98,8 +98,9 @@ def cut(
     probe = Judge(simple.model, replace(few, labels=None), threads=1, batch=workbench.RUN_SAMPLES)
     with watch.stage("sensitivity", len(bench.offers) + len(residual) + len(bench.ranks)) as tick:
         sensitivity = sensitivities(bench, probe, backend.channel_step, tick)
-    way = plan.walk(bench.offers, sensitivity, market, backend.channel_step, plan.WORTH, residual, bench.ranks)
-    result, points = search.best(bench, market, way, sensitivity, judge, settings, watch)
+    problem = search.Problem(bench=bench, market=market, sensitivity=sensitivity, step=backend.channel_step)
+    way = problem.way
+    result, points = search.best(problem, way, judge, settings, watch)
     notes = []
     if len(way) == 1:
         notes.append(
@@ -109,7 +110,7 @@ def cut(
         notes.append("no cut that was tried keeps to the budget: exact rewrites only")
     if pricer.unpriced:
         notes.append(f"{backend.name} has no price for {', '.join(pricer.unpriced)}: whole times are unknown")
-    along = frontier.explore(bench, market, way, sensitivity, judge, settings, watch) if settings.pareto else ()
+    along = frontier.explore(problem, way, judge, settings, watch) if settings.pareto else ()
     return decided(result, *notes, points=points, along=along)
 
 

@@ -48,7 +48,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class _Move:
+class Move:
     """One more edit; the width is None where a branch goes."""
 
     ratio: float
@@ -88,7 +88,7 @@ def walk(
     by_name: dict[str, Offer | RankOffer] = {offer.candidate.group.name: offer for offer in offers}
     by_name.update((offer.name, offer) for offer in ranks)
     by_branch = {branch.name: branch for branch in branches}
-    inside = {branch.name: _inside(branch, branches, ranks) for branch in branches}
+    inside = {branch.name: inside(branch, branches, ranks) for branch in branches}
     whole = market.seconds({})
     least = 0.0 if whole is None else worth * whole
     root = market
@@ -97,16 +97,16 @@ def walk(
     drops: set[str] = set()
     closed: set[str] = set()
 
-    def ask(name: str) -> _Move | None:
+    def ask(name: str) -> Move | None:
         if name in closed:
             return None
         if name in by_name:
-            return _best(name, by_name[name], sensitivity[name], widths_now, market, step, least)
+            return cheapest(name, by_name[name], sensitivity[name], widths_now, market, step, least)
         saving = market.dropping(widths_now, name)
         if saving <= 0 or saving < least:
             return None
         damage = max(sensitivity[name] - sum(spent.get(inner, 0.0) for inner in inside[name]), 0.0)
-        return _Move(damage / saving, None, damage, saving)
+        return Move(damage / saving, None, damage, saving)
 
     points = [Point(widths={}, seconds=whole, saved=0.0, damage=0.0)]
     moves = {name: ask(name) for name in (*by_name, *by_branch)}
@@ -143,7 +143,7 @@ def walk(
             moves[other] = ask(other)
 
 
-def _inside(branch: Branch, branches: Sequence[Branch], ranks: Sequence[RankOffer]) -> frozenset[str]:
+def inside(branch: Branch, branches: Sequence[Branch], ranks: Sequence[RankOffer]) -> frozenset[str]:
     """Names of the groups, branches and ranks that go when a branch does."""
     nodes = frozenset(branch.nodes)
     inner = {other.name for other in branches if other.name in nodes} | {o.name for o in ranks if o.node in nodes}
@@ -161,7 +161,7 @@ def _saved_by(market: Market, widths: Mapping[str, int], name: str) -> float:
     return market.saving(others, name, widths[name])
 
 
-def _saving(market: Market, widths_now: Mapping[str, int], name: str, move: _Move) -> float:
+def _saving(market: Market, widths_now: Mapping[str, int], name: str, move: Move) -> float:
     """What a move saves on the whole graph: of an operator that is parted, its neighbours may be by now."""
     if move.width is None or not market.parts(widths_now, name):
         return move.saving
@@ -174,7 +174,7 @@ def _difference(market: Market, before: Mapping[str, int], after: Mapping[str, i
     return unknown if old is None or new is None else old - new
 
 
-def _best(
+def cheapest(
     name: str,
     offer: Offer | RankOffer,
     weight: float,
@@ -182,9 +182,10 @@ def _best(
     market: Market,
     step: int,
     least: float,
-) -> _Move | None:
+) -> Move | None:
+    """The next narrower choice of one edit with the least damage a second; None where none saves time."""
     now = current.get(name, offer.units)
-    best: _Move | None = None
+    best: Move | None = None
     narrower = [width for width in widths(offer.units, step) if width < now]
     tried = narrower[:: len(narrower) // RANKS_TRIED + 1] if market.parts(current, name) else narrower[:LOOK_AHEAD]
     for width in tried:
@@ -192,7 +193,7 @@ def _best(
         if saving <= 0 or saving < least:
             continue
         damage = max(weight * (offer.error(width) - offer.error(now)), 0.0)
-        move = _Move(damage / saving, width, damage, saving)
+        move = Move(damage / saving, width, damage, saving)
         if best is None or (move.ratio, -move.saving) < (best.ratio, -best.saving):
             best = move
     return best

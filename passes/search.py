@@ -1,6 +1,6 @@
 """From offers to one plan: how far along the way the budget lets us go, measured, not believed.
 
-A bench, a market and a judge come in; the fastest point of the way whose measured error is within the budget goes
+A problem, its way and a judge come in; the fastest point of the way whose measured error is within the budget goes
 out, with every point that was measured. Predictions choose where to measure; measurements decide.
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import onnx
 
 from passes import apply, plan
 from passes.aims import AIM, RECOVERY, Found, Trials, within
+from passes.exchange import exchanged
 from passes.market import Market
 from passes.plan import Point
 from passes.progress import Progress
@@ -43,26 +44,51 @@ FIRST_DAMAGE = 0.02
 """Predicted damage at which the search begins when the budget is a drop: a relative error of a seventh."""
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Problem:
+    """What all plans of one search are made from.
+
+    Attributes:
+        bench: What was measured.
+        market: Prices on the target.
+        sensitivity: Damage per unit of an edit's error, by name; see `passes.plan.walk`.
+        step: The target's channel step.
+    """
+
+    bench: apply.Bench
+    market: Market
+    sensitivity: Mapping[str, float]
+    step: int
+
+    @property
+    def way(self) -> tuple[Point, ...]:
+        """The greedy way from no edit to the deepest."""
+        bench = self.bench
+        return plan.walk(
+            bench.offers, self.sensitivity, self.market, self.step, plan.WORTH, bench.branches, bench.ranks
+        )
+
+    def improved(self, point: Point) -> Point:
+        """A point of the way after exchanges."""
+        bench = self.bench
+        return exchanged(point, bench.offers, self.sensitivity, self.market, self.step, bench.branches, bench.ranks)
+
+
 def best(
-    bench: apply.Bench,
-    market: Market,
-    way: Sequence[Point],
-    sensitivity: Mapping[str, float],
-    judge: Judge,
-    settings: Settings,
-    progress: Progress,
+    problem: Problem, way: Sequence[Point], judge: Judge, settings: Settings, progress: Progress
 ) -> tuple[Found | None, tuple[SearchPoint, ...]]:
     """The fastest measured plan within the budget, None when none is; and all measured points, in order."""
     points = way[1 : _goal(way, settings) + 1]
     seen: list[SearchPoint] = []
-    work = (market.macs({}) or math.inf) * sum(len(next(iter(feeds.values()))) for feeds in bench.batches)
+    samples = sum(len(next(iter(feeds.values()))) for feeds in problem.bench.batches)
+    work = (problem.market.macs({}) or math.inf) * samples
     light = work < LIGHT_MACS
     looks = LOOKS if settings.repair and not light and settings.speedup is None else 0
     trials = LIGHT_TRIALS if light else TRIALS
 
     def look(position: int, *, mend: bool) -> Found:
-        trial = attempt(bench, market, points[position], sensitivity, judge, settings, mend, progress)
-        seen.append(_record(trial, market, within(trial.evidence, settings)))
+        trial = attempt(problem, points[position], judge, settings, progress, mend=mend)
+        seen.append(_record(trial, problem.market, within(trial.evidence, settings)))
         tick(1)
         return trial
 
@@ -119,19 +145,13 @@ def _promise(now: Point, then: Point) -> float:
 
 
 def attempt(
-    bench: apply.Bench,
-    market: Market,
-    point: Point,
-    sensitivity: Mapping[str, float],
-    judge: Judge,
-    settings: Settings,
-    mend: bool,
-    progress: Progress,
+    problem: Problem, point: Point, judge: Judge, settings: Settings, progress: Progress, *, mend: bool
 ) -> Found:
-    """Carry one point of the way out and measure it; `mend` says whether it is repaired in order."""
-    cuts = plan.shrinks(point, bench.offers, sensitivity, market)
-    drops = plan.drops(point, bench.branches, sensitivity, market)
-    ranks = plan.low_ranks(point, bench.ranks, sensitivity, market)
+    """Improve one point of the way, carry it out and measure it; `mend` says whether it is repaired in order."""
+    point, bench = problem.improved(point), problem.bench
+    cuts = plan.shrinks(point, bench.offers, problem.sensitivity, problem.market)
+    drops = plan.drops(point, bench.branches, problem.sensitivity, problem.market)
+    ranks = plan.low_ranks(point, bench.ranks, problem.sensitivity, problem.market)
     return carry(bench, point, cuts, drops, ranks, judge, progress, mend=mend, foresee=settings.repair and not mend)
 
 
