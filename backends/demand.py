@@ -10,14 +10,15 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from backends.base import Demand, Fact, Kernel, Matrix, Workload
-from backends.vocabulary import GATHERS, KNOWN, MATRIX, RESHAPES
+from backends.base import Demand, Kernel, Matrix, Workload
+from backends.dealing import ceil, idle, read_again
+from backends.vocabulary import GATHERS, KNOWN, MATRIX, RESHAPES, TAKES
 
 if TYPE_CHECKING:
     from backends.model import Backend
 
-_NEARLY_ALL = 0.9
-"""Share of the cores from which a cut is taken that leaves the others idle."""
+_ON_ALL_CORES = frozenset({"Transpose"})
+"""Kernels that change the order of data start on all cores however little it is."""
 
 
 def demand(chip: Backend, kernel: Kernel) -> Demand | None:
@@ -40,9 +41,14 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
     block = 1 if chip.stored_block is None or not kernel.blocked else int(chip.stored_block.value)
     activation_bytes = element * activation_elements(chip, members, block)
     resident = min(activation_bytes, chip.fast_bytes.value)
-    padded, core = (0.0, 0.0) if head.matrix is None else _matrix_macs(chip, head.matrix)
-    idle = 1.0 if head.matrix is None else _idle(chip, head.matrix)
-    adds = idle * sum(vector_adds(chip, work, block) for work in members if not folded(work, head))
+    streamed = activation_bytes - resident
+    padded, core, waits = 0.0, 0.0, 1.0
+    if head.matrix is not None:
+        padded, core = _matrix_macs(chip, head.matrix)
+        waits = idle(chip, head.matrix)
+        again = _again(chip, head, head.matrix, block)
+        resident, streamed = resident + again[0], streamed + again[1]
+    adds = waits * sum(vector_adds(chip, work, block) for work in members if not folded(work, head))
     return Demand(
         launch=launch(head),
         woken=_woken(chip, head) if head.matrix is None else 0,
@@ -50,9 +56,9 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
         padded_macs=padded,
         core_macs=core,
         adds=adds,
-        drained=0.0 if head.matrix is None else idle * stored(head.elements, head.channels_out, block),
+        drained=0.0 if head.matrix is None else waits * stored(head.elements, head.channels_out, block),
         resident_bytes=resident,
-        streamed_bytes=activation_bytes - resident,
+        streamed_bytes=streamed,
         weight_bytes=element * sum(_weight_elements(chip, work) for work in members),
         conversions=conversions,
         converted_resident_bytes=converted_resident,
@@ -65,40 +71,6 @@ def launch(head: Workload) -> str:
     if head.matrix is None:
         return "vector"
     return "matmul" if head.matrix.kind == "matmul" else "matrix"
-
-
-def _idle(chip: Backend, matrix: Matrix) -> float:
-    """How much longer the busiest core works because whole pieces are dealt to the cores; 1 when none waits."""
-    cores = int(chip.cores.value)
-    if matrix.kind == "matmul":
-        return 1.0 if chip.blocks is None or matrix.count > 1 else _idle_in_product(chip, matrix)
-    # Few images are split further; from half as many as cores the tilings seen deal them whole.
-    if not chip.deals_images or 2 * matrix.images < cores:
-        return 1.0
-    bands = 1
-    if chip.band_rows is not None and matrix.window is not None:
-        bands = max(1, matrix.window.writes[0] // int(chip.band_rows.value))
-    pieces = matrix.images * bands
-    return ceil(pieces, cores) * cores / pieces
-
-
-def _idle_in_product(chip: Backend, matrix: Matrix) -> float:
-    """The same for a matrix product, cut into equal blocks: a divisor of its tile rows times one of its columns."""
-    cores, most = int(chip.cores.value), int(_value(chip.blocks))
-    rows = ceil(matrix.m, max(1, int(_value(chip.tile_rows))))
-    columns = ceil(matrix.n, int(chip.tile_out.value))
-    if not rows or not columns:
-        return 1.0
-    high, wide = ([d for d in range(1, most + 1) if side % d == 0] for side in (rows, columns))
-    blocks = max(product for a in high for b in wide if (product := a * b) <= min(cores, most))
-    # Seen in the logs: with few columns, rows that fall into `most` equal parts are cut so, though cores then wait.
-    if blocks < _NEARLY_ALL * cores and rows % most == 0 and columns <= 2 * most:
-        blocks = most
-    return ceil(blocks, cores) * cores / blocks
-
-
-def _value(fact: Fact | None) -> float:
-    return 1.0 if fact is None else fact.value
 
 
 def stored(elements: int, channels: int, block: int) -> int:
@@ -128,7 +100,7 @@ def _matrix_macs(chip: Backend, matrix: Matrix) -> tuple[float, float]:
     if not tiles:
         return 0.0, 0.0
     # Whole output tiles are dealt to the cores; the last round keeps idle cores waiting.
-    waves = max(ceil(tiles, int(chip.cores.value)), _idle(chip, matrix) * tiles / chip.cores.value)
+    waves = max(ceil(tiles, int(chip.cores.value)), idle(chip, matrix) * tiles / chip.cores.value)
     core = waves * tile_rows * depth * width / columns
     return float(count * rows * tile_rows * depth * width), core
 
@@ -142,7 +114,7 @@ def vector_adds(chip: Backend, work: Workload, block: int) -> float:
         price *= chip.unaligned_row.value if work.last_axis % chip.row_block.value else 1.0
     # Reductions and pools are as long as what they read, spread over what they read it from.
     read = ceil(work.activation_elements_in, max(1, len(work.inputs)))
-    if work.op_type in GATHERS:
+    if work.op_type in TAKES:
         read = 0
     return price * max(stored(work.elements, work.channels_out, block), stored(read, work.channels_in, block))
 
@@ -150,7 +122,10 @@ def vector_adds(chip: Backend, work: Workload, block: int) -> float:
 def _woken(chip: Backend, head: Workload) -> int:
     if chip.core_grain is None:
         return 0
-    longest = max(head.elements, head.activation_elements_in // max(1, len(head.inputs)))
+    if head.op_type in _ON_ALL_CORES:
+        return int(chip.cores.value)
+    read = 0 if head.op_type in TAKES else head.activation_elements_in // max(1, len(head.inputs))
+    longest = max(head.elements, read)
     return int(min(chip.cores.value, ceil(int(longest * chip.element_bytes.value), int(chip.core_grain.value))))
 
 
@@ -167,9 +142,22 @@ def activation_elements(chip: Backend, members: tuple[Workload, ...], block: int
 def _read(chip: Backend, work: Workload, block: int) -> int:
     # A gather or a slice touches what it takes, not what it takes it from.
     elements = work.activation_elements_in
-    if work.op_type in GATHERS or work.op_type == "Slice":
+    if work.op_type in TAKES:
         elements = min(elements, work.elements)
     return stored(elements, work.channels_in, block)
+
+
+def _again(chip: Backend, head: Workload, matrix: Matrix, block: int) -> tuple[float, float]:
+    """Bytes that cores read after another one: from the fast memory what fits there, from the large one what not."""
+    element = chip.element_bytes.value
+    sides = _read(chip, head, block), _weight_elements(chip, head)
+    resident = streamed = 0.0
+    for side, more in zip(sides, read_again(chip, matrix, *sides), strict=True):
+        if element * side <= chip.fast_bytes.value:
+            resident += element * more
+        else:
+            streamed += element * more
+    return resident, streamed
 
 
 def _weight_elements(chip: Backend, work: Workload) -> int:
@@ -211,11 +199,6 @@ def countable(work: Workload) -> bool:
 def folded(work: Workload, head: Workload) -> bool:
     """The product itself, and a normalisation that the compiler multiplies into its weights."""
     return work.matrix is not None or (work is not head and work.op_type == "BatchNormalization")
-
-
-def ceil(size: int, step: int) -> int:
-    """Steps that hold the size."""
-    return -(-size // step)
 
 
 def pad(size: int, step: int) -> int:

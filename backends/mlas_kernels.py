@@ -11,7 +11,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from backends.base import Fact, Matrix
-from backends.demand import ceil, pad
+from backends.dealing import ceil
+from backends.demand import pad
 
 if TYPE_CHECKING:
     from backends.model import Backend

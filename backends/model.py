@@ -1,6 +1,7 @@
 """The default cost model: `Kernel` in, `Cost` out, from one chip's facts.
 
-t = launch + longest + serial * (the other two) + t_layout of t_matrix, t_vector and t_memory, for each fused kernel.
+t = launch + longest + serial * (the other two) + t_layout of t_matrix, t_vector and t_memory, for each fused kernel;
+with `memory_serial` what a core does is put together first, and then set against memory.
 Prices are finite, never negative, and do not fall as channels or positions grow, except at a cpu's cliffs.
 """
 
@@ -17,6 +18,8 @@ from backends.demand import demand
 from backends.fusion import fuse
 from backends.mlas import demand as demand_of_mlas
 from backends.vocabulary import CHANNEL_CUTS, FREE, KEEPS_BLOCKS
+
+_PRODUCTS = frozenset({"matrix", "matmul"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,7 @@ class Backend:
         stored_block: Channels in memory are padded to its multiples.
         layout_block: A channel cut on its multiples keeps the blocked layout.
         serial: Share of the shorter two of matrix, vector and memory time that is not hidden behind the longest.
+        memory_serial: The same share of memory time against matrix and vector time together, where it differs.
         drain: Vector work of moving one product's element out of the matrix unit, in additions.
         launch_matrix: Seconds to start a matrix kernel.
         launch_matmul: The same of a matrix product, where it differs from a convolution's.
@@ -144,6 +148,7 @@ class Backend:
     launch_rows: Fact | None = None
     launch_layout: Fact
     serial: Fact | None = None
+    memory_serial: Fact | None = None
     drain: Fact | None = None
     fork: Fact | None = None
     core_start: Fact | None = None
@@ -211,11 +216,8 @@ class Backend:
         if asked is None:
             return None
         times = self.terms(asked)
-        hidden = (times["matrix"], times["vector"], times["memory"])
-        longest = max(hidden)
-        serial = 0.0 if self.serial is None else self.serial.value
         return Cost(
-            seconds=times["launch"] + longest + serial * (math.fsum(hidden) - longest) + times["layout"],
+            seconds=times["launch"] + self._overlapped(asked, times) + times["layout"],
             bytes_moved=asked.resident_bytes
             + asked.near_bytes
             + asked.streamed_bytes
@@ -236,6 +238,15 @@ class Backend:
             "memory": self._memory(asked),
             "layout": self._layout(asked),
         }
+
+    def _overlapped(self, asked: Demand, times: Mapping[str, float]) -> float:
+        matrix, vector, memory = times["matrix"], times["vector"], times["memory"]
+        serial = 0.0 if self.serial is None else self.serial.value
+        if self.memory_serial is None or asked.launch not in _PRODUCTS:
+            longest = max(matrix, vector, memory)
+            return longest + serial * (math.fsum((matrix, vector, memory)) - longest)
+        core = max(matrix, vector) + serial * min(matrix, vector)
+        return max(core, memory) + self.memory_serial.value * min(core, memory)
 
     @property
     def compiled_as(self) -> tuple[str, str]:

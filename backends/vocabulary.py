@@ -38,6 +38,8 @@ REDUCTIONS = _named(
 )
 CHANNEL_CUTS = frozenset({"Concat", "Slice", "Split"})
 GATHERS = frozenset({"Gather", "GatherElements", "GatherND"})
+TAKES = GATHERS | {"Slice"}
+"""Operators that touch what they take, not what they take it from."""
 OTHER_VECTOR = _named(
     """
     ArgMax ArgMin Bernoulli Compress CumSum DepthToSpace Expand EyeLike GridSample GroupNormalization Hardmax

@@ -27,7 +27,8 @@ Priors = Mapping[str, tuple[float, float]]
 
 KERNEL_PRIORS: Priors = {
     "launch_matrix": (8e-6, 2), "launch_matmul": (4e-6, 2), "launch_vector": (1.5e-6, 1.5), "core_start": (7e-8, 2),
-    "matrix_efficiency": (0.5, 2), "drain": (2, 4), "serial": (0.5, 2), "bandwidth": (0.96e12, 1.5),
+    "matrix_efficiency": (0.5, 2), "matmul_efficiency": (0.5, 2), "drain": (2, 4), "serial": (0.5, 2),
+    "memory_serial": (0.3, 2), "bandwidth": (0.96e12, 1.5),
     "fast_bandwidth": (1.5e12, 2), "weight_bandwidth": (0.5e12, 4), "core_adds_per_second": (97e9, 1.3),
 }  # fmt: skip
 _310P3: Priors = {
@@ -138,10 +139,10 @@ def networks(setting: chip_networks.Setting, chip: Backend) -> tuple[Class, tupl
     ), left_out
 
 
-def refit(chip: Backend, classes: Sequence[Class], priors: Priors, source: str) -> Backend:
+def refit(chip: Backend, classes: Sequence[Class], priors: Priors, source: str, *, strays: bool = False) -> Backend:
     """The chip with what is free fitted on what is not held out."""
     seen = [o for found in classes for o, held in zip(found.observed, found.held, strict=True) if not held]
-    return fit(chip, seen, priors, source)
+    return fit(chip, seen, priors, source, strays=strays)
 
 
 def errors(modelled: Array, measured: Array) -> dict[str, Json]:
@@ -206,7 +207,7 @@ def main() -> None:
     chip = backends.get(KERNEL_TARGET)
     classes = kernels(chip)
     if again:
-        chip = refit(chip, classes, KERNEL_PRIORS, "fitted again")
+        chip = refit(chip, classes, KERNEL_PRIORS, "fitted again", strays=True)
         _print_facts(chip, KERNEL_PRIORS)
     result["kernels"] = {found.title: report(chip, found) for found in classes}
     for found in classes:

@@ -260,7 +260,7 @@ def battery() -> dict[str, Kernel]:
         "misaligned and stepping": stepping(66, 64),
         "grouped": conv(20, 20, groups=4),
         "deep": conv(2048, 2048, side=14),
-        "images": conv(64, 64, side=14, images=40),
+        "images": conv(64, 64, side=28, images=40),
         "even product": matmul(512 * 16, 64, 48 * 16),
         "plain maximum": vector("MaxPool", 62),
         "plain average": vector("AveragePool", 62),
@@ -359,7 +359,62 @@ def test_images_are_dealt_in_bands() -> None:
         return asked.core_macs * 30 / asked.padded_macs
 
     assert work(32, 7) == pytest.approx(2 * 30 / 32), "one band an image: two rounds of whole images"
-    assert work(32, 56) < 1.1, "fourteen bands an image"
+    assert work(32, 56) == pytest.approx(5 * 30 / (32 * 4)), "four bands an image"
+    assert work(16, 56) == pytest.approx(30 / 16), "one image a core, the others wait"
+
+
+def read(kernel: Kernel, chip: Backend) -> float:
+    """Elements of activations read and written, each time that a core does."""
+    asked = chip.demand(kernel)
+    assert asked is not None
+    return (asked.resident_bytes + asked.streamed_bytes) / chip.element_bytes.value
+
+
+@pytest.mark.parametrize(("rows", "columns", "high", "wide"), [(800, 48, 10, 3), (1321, 48, 1, 24), (512, 48, 16, 2)])
+def test_every_block_of_a_product_reads_its_rows_and_columns(rows: int, columns: int, high: int, wide: int) -> None:
+    chip = backends.get("ascend:910-30")
+    m, k, n = 16 * rows, 64, 16 * columns
+    again = read(matmul(m, k, n), chip) - read(matmul(m, k, n), replace(chip, blocks=None))
+    assert again == (wide - 1) * m * k + (high - 1) * k * n
+
+
+def test_every_core_that_convolves_reads_the_filters() -> None:
+    chip = backends.get("ascend:910-30")
+
+    def again(images: int, channels: int, side: int) -> float:
+        kernel = conv(channels, 64, side=side, images=images)
+        return read(kernel, chip) - read(kernel, replace(chip, deals_images=False))
+
+    assert again(16, 64, 14) == 15 * 64 * 9 * 64, "an image a core"
+    assert again(64, 64, 14) == 29 * 64 * 9 * 64, "no more readers than cores"
+    assert again(1, 64, 56) == 29 * 64 * 9 * 64, "few images are cut by rows, and every core reads the filters"
+    assert again(1, 64, 14) == 29 * 64 * 14 * 14, "or by channels, where the map is the smaller side"
+
+
+def test_what_is_read_again_and_does_not_fit_comes_from_the_large_memory() -> None:
+    chip = backends.get("ascend:910-30")
+    asked = chip.demand(matmul(1321 * 16, 2560, 768))
+    assert asked is not None
+    assert asked.streamed_bytes > 23 * 1321 * 16 * 2560 * 2
+    assert asked.resident_bytes == chip.fast_bytes.value
+
+
+def test_memory_time_hides_behind_what_a_core_does() -> None:
+    backend = replace(backends.get("ascend:910"), serial=Fact(value=1, source="all of it"))
+    kernel = conv(256, 256, images=32)
+    asked = backend.demand(kernel)
+    assert asked is not None and backend.memory_serial is not None
+    times = backend.terms(asked)
+    core = times["matrix"] + times["vector"]
+    hidden = max(core, times["memory"]) + backend.memory_serial.value * min(core, times["memory"])
+    assert seconds(backend, kernel) == pytest.approx(times["launch"] + hidden)
+
+
+def test_a_cut_is_priced_by_what_it_takes() -> None:
+    backend = backends.get("ascend:910")
+    short = vector("Slice", 64)
+    long = replace(short, head=replace(short.head, activation_elements_in=100 * short.head.elements))
+    assert seconds(backend, long) == seconds(backend, short)
 
 
 def test_depthwise_wastes_a_matrix_unit() -> None:

@@ -77,6 +77,25 @@ def test_one_outlier_does_not_move_the_fit_far() -> None:
     assert float(np.median(np.abs(again / seconds - 1))) < 0.05
 
 
+def test_strays_hardly_count_however_far_they_are_off() -> None:
+    chip = backends.get("ascend:310p3")
+    seconds = Table(chip, observed(chip)).seconds(rates_of(chip))
+    wrong = seconds.copy()
+    wrong[::3] *= 30
+    seen = [
+        Observation(name=one.name, demands=one.demands, seconds=float(s), whole=False)
+        for one, s in zip(observed(chip), wrong, strict=True)
+    ]
+    free = {"matrix_efficiency": (0.5, 3.0), "launch_vector": (2e-6, 3.0), "bandwidth": (2e11, 3.0)}
+
+    def error(strays: bool) -> float:
+        found = fit(chip, seen, free, "fitted in a test", strays=strays)
+        again = Table(chip, observed(chip)).seconds(rates_of(found))
+        return float(np.mean(np.abs(np.log(again / seconds))))
+
+    assert error(True) < 0.5 * error(False)
+
+
 def test_what_is_no_rate_is_refused() -> None:
     chip = backends.get("cpu:avx2")
     with pytest.raises(ValueError, match="expected observations and rates among"):

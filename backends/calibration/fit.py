@@ -32,10 +32,11 @@ RATES = (
         "reorder",
     ),
     *("matrix_efficiency", "matmul_efficiency", "depthwise_macs_per_second", "core_adds_per_second", "drain", "serial"),
+    "memory_serial",
     *("memory_efficiency", "bandwidth", "fast_bandwidth", "near_bandwidth", "walk_bandwidth", "weight_bandwidth"),
 )
 """Facts that enter the price as a rate, and so can be fitted."""
-SHARES = frozenset({"serial", "matrix_efficiency", "matmul_efficiency", "memory_efficiency"})
+SHARES = frozenset({"serial", "memory_serial", "matrix_efficiency", "matmul_efficiency", "memory_efficiency"})
 LAUNCHES = ("matrix", "matmul", "vector", "shape", "move", "rows")
 OUTLIER = 0.15
 """Relative error from which an observation counts less than its square: the spread of good measurements."""
@@ -111,9 +112,14 @@ class Table:
         layout = column["conversions"] * rates["launch_layout"] + converted
         reordered = column["reordered"] * of("reorder", 0.0)
         layout = layout + reordered / (self._cores * rates["core_adds_per_second"])
-        longest = np.maximum(np.maximum(matrix, vector), memory)
         serial = of("serial", 0.0)
-        kernels = launch + longest + serial * (matrix + vector + memory - longest) + layout
+        longest = np.maximum(np.maximum(matrix, vector), memory)
+        hidden = longest + serial * (matrix + vector + memory - longest)
+        if "memory_serial" in rates:
+            core = np.maximum(matrix, vector) + serial * np.minimum(matrix, vector)
+            beside = np.maximum(core, memory) + rates["memory_serial"] * np.minimum(core, memory)
+            hidden = np.where(self._is["matrix"] + self._is["matmul"] > 0, beside, hidden)
+        kernels = launch + hidden + layout
         total = np.asarray(np.bincount(self._owner, weights=kernels, minlength=self._count), np.float64)
         return total + self._whole * of("run_seconds", 0.0)
 
@@ -125,7 +131,12 @@ def rates_of(chip: Backend) -> dict[str, float]:
 
 
 def fit(
-    chip: Backend, observations: Sequence[Observation], free: Mapping[str, tuple[float, float]], source: str
+    chip: Backend,
+    observations: Sequence[Observation],
+    free: Mapping[str, tuple[float, float]],
+    source: str,
+    *,
+    strays: bool = False,
 ) -> Backend:
     """The chip with its free rates fitted.
 
@@ -135,6 +146,8 @@ def fit(
         free: Name of each fitted rate: its prior value and how many times larger or smaller (one standard deviation
             of the prior, as a factor above 1) it may well be.
         source: What the fitted facts rest on, for the report.
+        strays: Whether some observations may miss by any factor (a kernel library whose tilings nobody knows): what
+            is far off then hardly counts.
 
     Raises:
         ValueError: A name is no rate, or nothing was observed.
@@ -150,8 +163,10 @@ def fit(
     def residuals(logs: Array) -> Array:
         rates = fixed | dict(zip(names, np.exp(logs).tolist(), strict=True))
         error = np.log(table.seconds(rates) / table.measured) / OUTLIER
-        # Soft absolute value: quadratic near zero, growing as the root of the error beyond an outlier's size.
-        robust = np.sign(error) * np.sqrt(2 * (np.sqrt(1 + error**2) - 1))
+        # Soft absolute value: quadratic near zero, growing as the root of the error beyond an outlier's size,
+        # or for strays as the root of its logarithm.
+        size = np.log1p(error**2) if strays else 2 * (np.sqrt(1 + error**2) - 1)
+        robust = np.sign(error) * np.sqrt(size)
         return np.concatenate([robust * np.sqrt(table.weights), (logs - priors) / widths])
 
     # A share or an efficiency above one would be no share and no efficiency.
