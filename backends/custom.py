@@ -85,7 +85,10 @@ def _build(content: Mapping[str, Any], stem: str, known: Callable[[str], Backend
                 f"field 'toolchain': expected a chip of {', '.join(sorted(ROUTES.keys() | DIRECT))}, such as "
                 f"ascend:310p3, found {content['toolchain']!r}"
             )
-        changes["toolchain"] = named
+        try:
+            changes["toolchain"] = known(named).name
+        except LookupError as error:
+            raise _Wrong(f"field 'toolchain': {error.args[0]}") from error
     if "channel_step" in content:
         changes["channel_step"] = _positive_whole(content["channel_step"], "channel_step")
     for field in _FLAGS:

@@ -75,6 +75,19 @@ def emit(loaded: Loaded, model: Path, target: str, shapes: Mapping[str, Shape]) 
     return tuple(written)
 
 
+def unneeded(chip: Backend) -> str | None:
+    """Why nothing is written for a chip, and what to do about it; None where files are written."""
+    routes = routes_of(chip)
+    if routes is None:
+        return (
+            f"--emit-toolchain writes nothing: nothing is known of the toolchain of {chip.name}; name the one that "
+            'takes its models in the chip file, such as toolchain = "ascend:310p3"'
+        )
+    if not routes:
+        return f"--emit-toolchain writes nothing: {chip.name} runs ONNX files as they are, with ONNX Runtime"
+    return None
+
+
 def texts(
     loaded: Loaded, file: str, chip: Backend, shapes: Mapping[str, Shape], notes: list[str] | None = None
 ) -> dict[str, str]:

@@ -179,6 +179,8 @@ def _run(model: Path, settings: Settings, show: Presentation) -> int:
     read = (model, settings.labels, settings.plan, *map(Path, (*settings.data, *settings.eval_data)))
     if plan_path is not None:
         _check_place("plan", plan_path, read)
+    if show.emit_toolchain:
+        _say_what_is_not_emitted(settings)
     if show.report is not None:
         _check_place("report", show.report, (*read, settings.output, plan_path))
     # The standard output is for the result alone; a user's data function may print.
@@ -232,6 +234,16 @@ def _emit(result: Path, settings: Settings) -> dict[str, Path]:
     loaded = model_io.load(result)
     sizes = shapes.input_shapes(loaded.proto, settings.batch)
     return {f"toolchain {path.suffix[1:]}": path for path in deploy.emit(loaded, result, settings.target, sizes)}
+
+
+def _say_what_is_not_emitted(settings: Settings) -> None:
+    from passes import deploy
+
+    said = deploy.unneeded(backends.get(settings.target))
+    if said is None and settings.plan_only:
+        said = "--emit-toolchain writes nothing with --plan-only: run once more without it, or replay the plan"
+    if said is not None:
+        typer.echo(said, err=True)
 
 
 def _plan_path(model: Path, settings: Settings) -> Path:

@@ -165,7 +165,7 @@ STATED = 'name = "board:v2"\nlike = "ascend:310p3"\n'
     [
         (STATED, ("ascend", "310p3")),
         (STATED + 'toolchain = "mlu:370"\n', ("mlu", "370")),
-        (STATED + 'toolchain = "CPU"\n', ("cpu", "")),
+        (STATED + 'toolchain = "ascend"\n', ("ascend", "310p3")),
         ('like = "cpu:avx2"\n', ("cpu", "avx2")),
     ],
 )
@@ -183,6 +183,11 @@ def test_an_unknown_toolchain_is_refused(tmp_path: Path) -> None:
         InvalidChip, match=r"field 'toolchain': expected a chip of ascend, cpu, kunlunxin, mlu, such as"
     ):
         backends.get(chip_file(tmp_path, STATED + 'toolchain = "tpu"\n'))
+
+
+def test_an_unknown_variant_of_a_toolchain_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidChip, match=r"field 'toolchain': unknown target 'ascend:999': expected family or family"):
+        backends.get(chip_file(tmp_path, STATED + 'toolchain = "ascend:999"\n'))
 
 
 def test_check_claims_nothing_of_a_chip_whose_toolchain_nobody_named(

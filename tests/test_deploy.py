@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from typer.testing import CliRunner
 
 import backends
 from backends.toolchain import ADVICE, ATC, ROUTES, XTCL
@@ -19,6 +21,7 @@ from models import networks
 from models.text import assemble
 from passes import deploy, fitness, model_io
 from passes.model_io import Loaded
+from passes.optimize import app
 
 SHAPES = {"x": (2, 3, 8, 8)}
 
@@ -81,6 +84,36 @@ def test_kunlunxin_gets_a_script_with_fixed_shapes(loaded: Loaded) -> None:
 
 def test_a_cpu_needs_nothing(loaded: Loaded) -> None:
     assert emitted(loaded, "cpu") == {}
+
+
+def test_what_nothing_is_written_for_is_said_and_what_to_do() -> None:
+    assert deploy.unneeded(backends.get("ascend")) is None
+    cpu = deploy.unneeded(backends.get("cpu:avx2"))
+    assert cpu == "--emit-toolchain writes nothing: cpu:avx2 runs ONNX files as they are, with ONNX Runtime"
+    board = deploy.unneeded(replace(backends.get("ascend"), name="board:v2", family="board", toolchain=""))
+    assert board is not None and "\n" not in board
+    assert board.startswith(
+        "--emit-toolchain writes nothing: nothing is known of the toolchain of board:v2; name the one"
+    )
+    assert board.endswith('toolchain = "ascend:310p3"')
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--target", "cpu"], "runs ONNX files as they are"),
+        (["--target", "ascend", "--plan-only"], "writes nothing with --plan-only"),
+    ],
+)
+def test_a_run_that_emits_nothing_says_so_in_one_line(
+    loaded: Loaded, tmp_path: Path, more: list[str], said: str
+) -> None:
+    asked = CliRunner().invoke(
+        app, ["optimize", str(loaded.path), "--exact-only", "--emit-toolchain", "--quiet", *more]
+    )
+    assert asked.exit_code == 0, asked.output
+    assert [said in line for line in asked.stderr.splitlines()].count(True) == 1
+    assert not [*tmp_path.glob("*.sh"), *tmp_path.glob("*.py")]
 
 
 def test_a_newer_opset_is_converted_down_and_says_the_same(tmp_path: Path) -> None:
