@@ -16,7 +16,7 @@ import backends
 from backends import Backend, Fact, Kernel
 from backends.toolchain import routes_of
 from passes import storage
-from passes.fitness import converted, opset_of
+from passes.fitness import converted, nearest_opset, opset_of
 from passes.graph_io import to_graph
 from passes.model_io import Loaded, prepare
 from passes.shapes import Shape, infer
@@ -58,12 +58,13 @@ def emit(loaded: Loaded, model: Path, target: str, shapes: Mapping[str, Shape]) 
     written: list[Path] = []
     notes: list[str] = []
     source = model
-    if routes and opset_of(loaded.proto) > routes[0].opset_most:
-        wanted = routes[0].opset_most
+    found = opset_of(loaded.proto)
+    wanted = nearest_opset(found, routes[0]) if routes else found
+    if wanted != found:
         result = converted(loaded.proto, wanted)
         if isinstance(result, str):
-            found = opset_of(loaded.proto)
-            notes.append(f"{routes[0].name} takes opset {wanted} at most and this is {found}: {result}")
+            limit = "most" if found > wanted else "least"
+            notes.append(f"{routes[0].name} takes opset {wanted} at {limit} and this is {found}: {result}")
         else:
             source = model.with_name(f"{model.stem}.opset{wanted}.onnx")
             storage.save(result, source, protected=[model])

@@ -17,6 +17,7 @@ import onnx.version_converter
 
 from backends.toolchain import ADVICE, Toolchain
 from passes.graph_io import to_graph
+from passes.input_sizes import example_of
 from passes.interface import inputs_of
 from passes.model_io import Loaded, prepare
 from passes.records import Json
@@ -100,6 +101,11 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in _STANDARD), default=0)
 
 
+def nearest_opset(version: int, route: Toolchain) -> int:
+    """The version itself where the route takes it, else the one nearest to it that the route takes."""
+    return min(max(version, route.opset_least), route.opset_most)
+
+
 def converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | str:
     """The model at another opset, or why onnx's converter cannot give it."""
     if model.ByteSize() > LARGEST_CONVERTED_BYTES:
@@ -114,9 +120,9 @@ def converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | str:
 
 def _opset(model: onnx.ModelProto, route: Toolchain) -> Iterator[Finding]:
     version = opset_of(model)
-    if route.opset_least <= version <= route.opset_most:
+    wanted = nearest_opset(version, route)
+    if wanted == version:
         return
-    wanted = route.opset_most if version > route.opset_most else route.opset_least
     result = converted(model, wanted)
     possible = not isinstance(result, str)
     yield Finding(
@@ -142,7 +148,8 @@ def _sizes(model: onnx.ModelProto, route: Toolchain, shapes: Mapping[str, tuple[
             level="obstacle" if route.static_only else "warning",
             subject="sizes",
             what=f"open in {', '.join(map(str, still_open[:3]))}{more}; {route.name} compiles for fixed sizes{slower}",
-            advice=f"give them: --shape {still_open[0].name}:... for each input",
+            advice=f"give them: --shape {still_open[0].name}:{example_of(still_open[0])} with your own numbers"
+            + (", and so for each input" if len(still_open) > 1 else ""),
         )
 
 

@@ -60,7 +60,7 @@ def resolve(model: onnx.ModelProto, given: Mapping[str, Shape]) -> dict[str, Sha
         else:
             shapes[name] = known
     if open_slots:
-        example = " ".join(f"--shape {slot.name}:{_example(slot)}" for slot in open_slots)
+        example = " ".join(f"--shape {slot.name}:{example_of(slot)}" for slot in open_slots)
         named = sorted({dim for slot in open_slots for dim in slot.shape or () if isinstance(dim, str)})
         said = f" (symbols: {', '.join(named)})" if named else ""
         raise ModelError(
@@ -91,7 +91,8 @@ def _filled(slot: Slot, symbols: Mapping[str, tuple[int, str]]) -> Shape | None:
     return fixed if len(fixed) == len(sizes) else None
 
 
-def _example(slot: Slot) -> str:
+def example_of(slot: Slot) -> str:
+    """Sizes that the input could be given, open ones as 1, as `--shape` reads them."""
     dims = slot.shape if slot.shape is not None else (None,)
     return ",".join(str(dim) if isinstance(dim, int) else "1" for dim in dims)
 

@@ -98,6 +98,18 @@ def test_what_nothing_is_written_for_is_said_and_what_to_do() -> None:
     assert board.endswith('toolchain = "ascend:310p3"')
 
 
+def test_an_older_opset_is_converted_up_as_check_promises(tmp_path: Path) -> None:
+    path = tmp_path / "old.onnx"
+    text = "old (float[2,3,8,8] x) => (float[2,4,8,8] y) { a = Conv <pads = [1,1,1,1]> (x, w)\n y = Relu (a) }"
+    onnx.save(assemble(text, {"w": (4, 3, 3, 3)}, opset=7, ir_version=8), path)
+    loaded = model_io.load(path)
+    said = next(one for one in fitness.check(loaded, ATC).findings if one.subject == "opset")
+    assert said.level == "warning" and "writes the model at opset 8" in said.advice
+    up = next(file for file in deploy.emit(loaded, path, "ascend", SHAPES) if file.suffix == ".onnx")
+    assert up.name == "old.opset8.onnx" and fitness.opset_of(onnx.load(up)) == ATC.opset_least
+    assert "--model=old.opset8.onnx" in (tmp_path / "old.opset8.atc.sh").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
