@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from passes.candidates import Offer, widths
 from passes.low_rank import RankOffer
 from passes.market import Market
-from passes.plan import Point, cheapest, inside
+from passes.plan import Point, cheapest, edits_inside
 from passes.records import Branch
 
 ROUNDS = 40
@@ -62,7 +62,7 @@ def exchanged(
         A point with as many modelled seconds or fewer and as much predicted damage or less; the same one where the
         target cannot price the graph.
     """
-    gone = {name for branch in branches if branch.name in point.drops for name in inside(branch, branches, ranks)}
+    gone = {name for branch in branches if branch.name in point.drops for name in edits_inside(branch, branches, ranks)}
     edits: dict[str, Offer | RankOffer] = {offer.candidate.group.name: offer for offer in offers}
     edits.update((offer.name, offer) for offer in ranks)
     edits = {name: offer for name, offer in edits.items() if name not in gone}

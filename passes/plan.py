@@ -88,7 +88,7 @@ def walk(
     by_name: dict[str, Offer | RankOffer] = {offer.candidate.group.name: offer for offer in offers}
     by_name.update((offer.name, offer) for offer in ranks)
     by_branch = {branch.name: branch for branch in branches}
-    inside = {branch.name: inside(branch, branches, ranks) for branch in branches}
+    inside = {branch.name: edits_inside(branch, branches, ranks) for branch in branches}
     whole = market.seconds({})
     least = 0.0 if whole is None else worth * whole
     root = market
@@ -143,7 +143,7 @@ def walk(
             moves[other] = ask(other)
 
 
-def inside(branch: Branch, branches: Sequence[Branch], ranks: Sequence[RankOffer]) -> frozenset[str]:
+def edits_inside(branch: Branch, branches: Sequence[Branch], ranks: Sequence[RankOffer]) -> frozenset[str]:
     """Names of the groups, branches and ranks that go when a branch does."""
     nodes = frozenset(branch.nodes)
     inner = {other.name for other in branches if other.name in nodes} | {o.name for o in ranks if o.node in nodes}

@@ -17,6 +17,7 @@ import backends
 from benchmarks.quality.rows import Goal
 from passes import apply, candidates, coupling, exact, inputs, model_io, plan, workbench
 from passes.candidates import Candidate
+from passes.exchange import exchanged
 from passes.graph_io import to_graph
 from passes.low_rank import RankOffer
 from passes.market import Market
@@ -80,7 +81,7 @@ class Shop:
         return apply.part(model, ranks)
 
     def point(self, goal: Goal, *, parts: bool | None = None) -> plan.Point:
-        """The least deep point of the way that is small enough, its last cut no deeper than that takes.
+        """The least deep point of the way that is small enough, its last cut no deeper than that takes; then exchanges.
 
         Args:
             goal: The size.
@@ -107,7 +108,8 @@ class Shop:
                 wider = range(way[number - 1].widths.get(name, units[name]), width, -1)
                 fits = (w for w in wider if self.size(goal, {**point.widths, name: w}) <= bound)
                 point = replace(point, widths={**point.widths, name: next(fits, width)})
-            return point
+            better = exchanged(point, offers, self.sensitivity, market, STEP, ranks=ranks)
+            return better if self.size(goal, better.widths) <= bound else point
         raise ValueError(f"the way ends at {self.size(goal, way[-1].widths) / self.size(goal, {}):.0%} of the size")
 
     def bound(self, goal: Goal) -> float:
