@@ -27,8 +27,11 @@ from rich.table import Table
 import backends
 from benchmarks import common
 from models import measure
-from passes import profile, runtime
+from passes import branches, candidates, coupling, exact, model_io, profile, runtime
+from passes.graph_io import to_graph
+from passes.market import Market
 from passes.records import Array, Json
+from passes.workload import Pricer, structures
 
 NETWORK = common.NETWORKS["resnet18-cifar10"]
 TARGETS = ("cpu", "ascend", "mlu", "kunlunxin")
@@ -152,6 +155,24 @@ def same(first: Run, second: Run) -> dict[str, Json]:
     }
 
 
+def most(chip: backends.Backend, batch: int) -> tuple[float | None, float | None]:
+    """Modelled seconds of the network, and of it without every branch that can go and all groups at their narrowest.
+
+    Nothing of the network's function is left then: no plan whatever is faster on the chip.
+    """
+    model = exact.simplify(model_io.prepare(model_io.load(NETWORK.path)), chip, batch).model
+    graph = to_graph(model)
+    coupled = coupling.couple(graph, model, batch)
+    found, _ = candidates.gather(graph, coupled)
+    residual, _ = branches.find(graph, coupled)
+    names = [candidate.group.name for candidate in found]
+    market = Market(coupled, Pricer(structures(graph), chip), names, residual)
+    narrowest = {c.group.name: min(candidates.widths(c.group.units, chip.channel_step), default=1) for c in found}
+    rest = market.without({branch.name for branch in residual})
+    times = (rest.seconds(narrowest), market.seconds(narrowest), market.seconds({}))
+    return times[2], min((time for time in times if time is not None), default=None)
+
+
 def render(results: dict[str, dict[str, Json]], unseen: int) -> Table:
     """One column a chip."""
     made = Table(title=f"{NETWORK.name}, --max-drop {MAX_DROP}, judged on {unseen} unseen images")
@@ -180,6 +201,8 @@ def _lines(result: dict[str, Json]) -> dict[str, str]:
         lines[key.replace("_", " ")] = f"{old:,} -> {new:,} ({old / new:.2f}x fewer)"
     for batch, pair in modelled.items():
         lines[f"modelled on the chip, batch {batch}"] = _ratio(*pair)
+    for batch, pair in cast("dict[str, tuple[float | None, float | None]]", result.get("most_seconds", {})).items():
+        lines[f"nothing left of it, batch {batch}"] = _ratio(*pair)
     for timing in cast("list[dict[str, float]]", result["measured"]):
         label = f"measured here, batch {timing['batch']}, {timing['threads']} thread(s)"
         lines[label] = _ratio(timing["before_seconds"], timing["after_seconds"])
@@ -251,6 +274,7 @@ def _one(
         "peak_bytes": done.peak_bytes,
         "planned_at_batch": CHIP_BATCH if batch else 1,
         "modelled_seconds": cast("Json", modelled),
+        "most_seconds": cast("Json", {str(size): most(chip, size) for size in MODELLED_BATCHES}),
         "judgement": cast("Json", asdict(judge(NETWORK.path, done.model, images, labels))),
         "measured": cast("Json", times(NETWORK.path, done.model, images)),
     }
