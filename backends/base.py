@@ -153,6 +153,7 @@ class Demand:
         helpers: Nodes of shape arithmetic that the runtime runs in front of the kernel.
         woken: Cores that a vector kernel wakes.
         workers: Cores that share the kernel's work; 0 where the chip's cores share whatever can be shared.
+        forks: Times that the work is dealt out to them.
         macs: Multiply-accumulates without padding.
         padded_macs: With channels and rows filled up to whole tiles, on all cores.
         core_macs: Of the busiest core, idle rounds and alignment cliffs included.
@@ -181,6 +182,7 @@ class Demand:
     helpers: int = 0
     woken: int = 0
     workers: int = 0
+    forks: float = 0.0
     macs: int = 0
     padded_macs: float = 0.0
     core_macs: float = 0.0

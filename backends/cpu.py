@@ -21,6 +21,7 @@ _MEASURED_AVX2 = (
     "measured by blochfold backends calibrate cpu, ONNX Runtime 1.31.1, one thread of an AMD EPYC with AVX2 only"
 )
 _TWO_CALIBRATIONS = f"{_MEASURED_AVX2}, in two runs beside other work, their geometric mean"
+_QUIET = f"{_MEASURED_AVX2}, in two runs with nothing beside them, their geometric mean"
 _ADD_NS = 0.08
 _ADD_NS_AVX2 = 0.1226
 
@@ -89,8 +90,15 @@ _AVX512 = Backend(
     row_start=Fact(value=3e-09, source=_AVX2_ALSO, assumed=True),
     pack=Fact(value=1.43, source=_AVX2_ALSO, assumed=True),
     strided_copy=Fact(value=2.01, source=_AVX2_ALSO, assumed=True),
+    streams=Fact(
+        value=4,
+        source="assumed beyond two: products that stream their weights ran 1.4 to 1.9 times as fast on two threads",
+        assumed=True,
+    ),
     fork=Fact(value=2e-6, source="assumed: a thread that waits actively takes its share", assumed=True),
+    launch_helper=Fact(value=0.2e-6, source=f"{_AVX2_ALSO}: as dear as any node", assumed=True),
     core_bytes=Fact(value=1 << 20, source="AMD Zen 4: 1 MiB of L2 cache a core", assumed=True),
+    kept_bytes=Fact(value=8e6, source="assumed: half of a core's share of the last-level cache", assumed=True),
     near_bandwidth=Fact(value=9.7e10, source=_AVX2_ALSO, assumed=True),
     walk_bandwidth=Fact(value=4.98e10, source=_AVX2_ALSO, assumed=True),
     copy=Fact(value=0.7, source=f"{_MEASURED}: 62 and 63 channels in cost 1.3 times 64"),
@@ -143,6 +151,7 @@ _AVX2 = replace(
     launch_matmul=Fact(value=3.334e-07, source=_MEASURED_AVX2),
     launch_vector=Fact(value=3.46e-07, source=_MEASURED_AVX2),
     launch_shape=Fact(value=3.7e-07, source=_TWO_CALIBRATIONS),
+    launch_helper=Fact(value=3.2e-07, source=_QUIET),
     launch_move=Fact(value=6.96e-07, source=_TWO_CALIBRATIONS),
     launch_rows=Fact(value=5.53e-07, source=_TWO_CALIBRATIONS),
     launch_layout=Fact(value=2.217e-06, source=_MEASURED_AVX2),

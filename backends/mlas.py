@@ -11,18 +11,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backends.base import Demand, Kernel, Workload
-from backends.demand import activation_elements, countable, folded, launch, stored, vector_adds
+from backends.demand import activation_elements, ceil, countable, folded, launch, stored, vector_adds
 from backends.mlas_kernels import few, matrix_work, value_of
 from backends.vocabulary import CHANNEL_CUTS, CONVOLUTIONS, GATHERS, REDUCTIONS, RESHAPES
 
 if TYPE_CHECKING:
     from backends.model import Backend
 
-_CYCLES_A_THREAD, _CYCLES_AN_ADDITION = 1e5, 3.0
-"""Cycles of work that the runtime wants to see for each thread, and what it takes an addition to cost."""
+_CYCLES_A_THREAD, _CYCLES_AN_ADDITION, _CYCLES_A_COPY = 1e5, 3.0, 2.4
+"""Cycles of work that the runtime wants to see for each thread, and what it takes an addition and a copied element to
+cost."""
+_GELU_PIECE = 4096
 _MOVES = CHANNEL_CUTS | GATHERS | {"Transpose", "Pad", "Expand", "Tile", "ScatterND"}
 _SUMS = REDUCTIONS | {"Softmax", "LogSoftmax", "LayerNormalization"}
-_ALONE = _MOVES | {"BatchNormalization"}
+_ALONE = _MOVES - {"Transpose", "Concat"} | {"BatchNormalization"}
 """Operators that one thread works on whatever is asked."""
 
 
@@ -41,16 +43,17 @@ def demand(chip: Backend, kernel: Kernel) -> Demand | None:
     element = chip.element_bytes.value
     activations = element * activation_elements(chip, members, block)
     work = matrix_work(chip, head.matrix, on_blocks)
-    adds = sum(vector_adds(chip, one, block) for one in members if not folded(one, head))
+    adds = work.behind * sum(vector_adds(chip, one, block) for one in members if not folded(one, head))
     if head.op_type in ("MaxPool", "AveragePool") and not on_blocks:
         adds *= value_of(chip.plain_max_pool if head.op_type == "MaxPool" else chip.plain_average_pool, 1.0)
-    workers = work.workers if head.matrix is not None else _workers(chip, head.op_type, adds)
+    workers = work.workers if head.matrix is not None else _workers(chip, head, adds)
     resident = min(activations, chip.fast_bytes.value)
     kept = resident if chip.core_bytes is None else min(resident, workers * chip.core_bytes.value)
     return Demand(
         launch=_launch(head),
         helpers=sum(one.helpers for one in (kernel.head, *kernel.epilogue)),
         workers=workers,
+        forks=work.forks if workers > 1 else 0.0,
         macs=sum(member.matrix.macs for member in members if member.matrix is not None),
         adds=adds,
         resident_bytes=kept,
@@ -97,12 +100,19 @@ def _launch(head: Workload) -> str:
     return "rows" if head.op_type in _SUMS else launch(head)
 
 
-def _workers(chip: Backend, op_type: str, adds: float) -> int:
+def _workers(chip: Backend, head: Workload, adds: float) -> int:
     """Threads that the runtime's pool gives to vector work of that size."""
-    if op_type in _ALONE or op_type in RESHAPES:
+    cores = int(chip.cores.value)
+    if head.op_type in _ALONE or head.op_type in RESHAPES or cores == 1:
         return 1
-    helped = (adds * _CYCLES_AN_ADDITION - _CYCLES_A_THREAD) / _CYCLES_A_THREAD + 0.9
-    return max(1, min(int(chip.cores.value), int(helped)))
+    # These are dealt out by rows or by pieces, however small.
+    if head.op_type == "LayerNormalization":
+        return max(1, min(cores, head.elements // max(1, head.last_axis)))
+    if head.op_type == "Gelu":
+        return max(1, min(cores, ceil(head.elements, _GELU_PIECE)))
+    cycles = head.elements * _CYCLES_A_COPY if head.op_type in _MOVES else adds * _CYCLES_AN_ADDITION
+    helped = (cycles - _CYCLES_A_THREAD) / _CYCLES_A_THREAD + 0.9
+    return max(1, min(cores, int(helped)))
 
 
 def _on_blocks(chip: Backend, kernel: Kernel) -> bool:

@@ -28,9 +28,15 @@ _MACS_A_THREAD = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixWork:
-    """What a matrix kernel alone adds to the demand, under the same names; `again` and `walked` are elements."""
+    """What a matrix kernel alone adds to the demand, under the same names; `again` and `walked` are elements.
+
+    Attributes:
+        behind: Threads of which one alone does what is fused behind the product.
+    """
 
     workers: int = 1
+    forks: float = 1.0
+    behind: int = 1
     padded: float = 0.0
     core: float = 0.0
     as_products: float = 0.0
@@ -83,7 +89,8 @@ def _blocked(chip: Backend, matrix: Matrix) -> MatrixWork:
         passes = 1
     else:
         passes = ceil(depth, _POINTWISE_DEPTH if point else int(chip.tile_in.value))
-    units = lines * (blocks if depthwise else full + (rest > 0))
+    # Rows of the map are dealt out, whatever is walked at once.
+    units = matrix.images * groups * window.writes[0] * (blocks if depthwise else full + (rest > 0))
     busy = _busy(chip, units)
     # Lines follow one another under one set of filters, sets under one image.
     weights = groups * depth * matrix.taps * blocks * lanes
@@ -114,13 +121,14 @@ def _copied(chip: Backend, matrix: Matrix) -> MatrixWork:
     lanes, strip = int(chip.tile_out.value), _strip(positions, depth)
     cores = int(chip.cores.value)
     # Images and groups are dealt out whole; one alone is cut into strips of positions, or of rows when it has more.
-    units = products if products > 1 else ceil(positions, _columns(chip))
-    workers = (
-        min(cores, units) if products > 1 else min(cores, units, 1 + matrix.n * positions * depth // _MACS_A_THREAD)
-    )
+    # More filters than positions: each map in turn is copied out by one thread before the others help with its rows.
+    in_turn = not in_place and matrix.n > positions
+    dealt = products > 1 and not in_turn
+    strips = ceil(matrix.n, _rows(chip)) if matrix.n >= positions else ceil(positions, _columns(chip))
+    units = products if dealt else strips
+    workers = min(cores, units) if dealt else min(cores, units, 1 + matrix.n * positions * depth // _MACS_A_THREAD)
     elements = float(products * depth * positions)
-    # More filters than positions: the whole map is copied out by one thread before the others help.
-    serial = workers if not in_place and products == 1 and matrix.n > positions else 1
+    serial = workers if in_turn else 1
     stepping = window is not None and window.reads[0] >= 2 * window.writes[0] - 1 and window.writes[0] > 1
     weights = matrix.n * depth
     walks = 1 if _kept(chip, weights) else images * ceil(positions, strip)
@@ -129,7 +137,10 @@ def _copied(chip: Backend, matrix: Matrix) -> MatrixWork:
         padded=float(products * matrix.n * pad(positions, _columns(chip)) * depth),
         as_products=float(products * slots * lanes) * ceil(units, workers) / units,
         drained=float(products * matrix.n * positions * ceil(depth, _STRIP * _STRIP // strip)),
-        products=float(ceil(products, workers)),
+        products=float(products if in_turn else ceil(products, workers)),
+        forks=float(products) if in_turn else 1.0,
+        # What is fused behind one product is done by one thread when the others have finished.
+        behind=1 if dealt or not (in_turn or in_place) else workers,
         rows=0.0 if in_place else float(products * depth * height) * serial,
         # Packed for the product unless it has one row, and copied out of the map before.
         packed=elements if in_place and matrix.n > 1 else 0.0,
@@ -143,7 +154,7 @@ def _product(chip: Backend, matrix: Matrix) -> MatrixWork:
     """A matrix product: weights are packed before the first run, an activation on the right is packed in every one."""
     slots = _panels(chip, matrix.m) * ceil(matrix.n, _columns(chip)) * matrix.channels
     strips = ceil(matrix.n, _columns(chip))
-    cores, panels = int(chip.cores.value), ceil(matrix.m, int(value_of(chip.product_rows, 1)))
+    cores, panels = int(chip.cores.value), ceil(matrix.m, _rows(chip))
     work = matrix.count * matrix.m * matrix.n * matrix.channels
     workers = min(cores, 1 + work // _MACS_A_THREAD, max(1, matrix.count * max(strips, panels)))
     units = matrix.count * (strips if matrix.n > matrix.m else panels)
@@ -162,7 +173,7 @@ def _product(chip: Backend, matrix: Matrix) -> MatrixWork:
 
 def _panels(chip: Backend, rows: int) -> float:
     """Vector multiplications for each depth of one column of the product: panels of rows, two vectors wide."""
-    panel = int(value_of(chip.product_rows, 1))
+    panel = _rows(chip)
     vectors = _columns(chip) // int(chip.tile_out.value)
     if rows == 1:
         # A product with one row has a kernel of its own that keeps many columns in flight.
@@ -186,6 +197,10 @@ def _strip(positions: int, depth: int) -> int:
 def _kept(chip: Backend, elements: int) -> bool:
     """Whether a core can keep constants of that many elements while it works through the rows that need them."""
     return chip.core_bytes is None or elements * chip.element_bytes.value <= chip.core_bytes.value
+
+
+def _rows(chip: Backend) -> int:
+    return int(value_of(chip.product_rows, 1))
 
 
 def _columns(chip: Backend) -> int:

@@ -76,10 +76,11 @@ class Backend:
         launch_matmul: The same of a matrix product, where it differs from a convolution's.
         launch_vector: Seconds to start any other kernel.
         launch_shape: Seconds of a node that only says how a tensor is read, where such nodes run.
+        launch_helper: Seconds of a node of shape arithmetic, where it differs from that.
         launch_move: Seconds to start one that copies parts of a tensor, where it differs from `launch_vector`.
         launch_rows: The same of one that sums over rows.
         launch_layout: Seconds to start a layout conversion.
-        fork: Seconds more for a kernel that several cores share.
+        fork: Seconds more each time that a kernel deals work out to several cores.
         core_start: Seconds more for every core that a vector kernel wakes.
         core_grain: Bytes of work that wake one core more.
         run_seconds: Of a whole run beside its kernels (host, input, output).
@@ -88,11 +89,14 @@ class Backend:
         memory_efficiency: e_b.
         bandwidth: Bytes per second of the large memory.
         weight_bandwidth: Of constants, where they stream at a rate of their own.
+        streams: Cores that the large memory serves side by side, each at these rates; one where it is not known.
         fast_bandwidth: Bytes per second of the fast memory.
         fast_bytes: Activations up to this size stay in the fast memory.
         core_bytes: A core's own part of it, where the rest has a rate of its own.
+        kept_bytes: Constants of a network, all together, that stay in the caches from run to run.
         near_bandwidth: Bytes per second of the rest.
-        walk_bandwidth: Of constants off the blocks that are read from it again and again.
+        walk_bandwidth: Of constants off the blocks that are read from it again and again, and of all constants of a
+            network that are kept there from run to run.
         row_block: Softmax rows that are not its multiples are slow.
         unaligned_row: By this factor.
         vector: Price of vector work relative to Add, by operator type.
@@ -144,6 +148,7 @@ class Backend:
     launch_matmul: Fact | None = None
     launch_vector: Fact
     launch_shape: Fact | None = None
+    launch_helper: Fact | None = None
     launch_move: Fact | None = None
     launch_rows: Fact | None = None
     launch_layout: Fact
@@ -159,9 +164,11 @@ class Backend:
     memory_efficiency: Fact
     bandwidth: Fact
     weight_bandwidth: Fact | None = None
+    streams: Fact | None = None
     fast_bandwidth: Fact
     fast_bytes: Fact
     core_bytes: Fact | None = None
+    kept_bytes: Fact | None = None
     near_bandwidth: Fact | None = None
     walk_bandwidth: Fact | None = None
     row_block: Fact | None = None
@@ -192,6 +199,16 @@ class Backend:
             "facts": {name: fact.value for name, fact in self.facts().items()},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def holding(self, stored: int) -> Backend:
+        """The chip as it is to a network whose constants take so many bytes.
+
+        A cpu keeps those of a small network in its caches from one run to the next, and reads them there.
+        """
+        if self.kept_bytes is None or self.walk_bandwidth is None or stored > self.kept_bytes.value:
+            return self
+        kept = max((self.walk_bandwidth, self.weight_bandwidth or self.bandwidth), key=lambda fact: fact.value)
+        return replace(self, weight_bandwidth=kept)
 
     def fuse(self, workloads: Sequence[Workload]) -> tuple[Kernel, ...]:
         """Group a graph's nodes, in topological order, into the kernels that the runtime launches."""
@@ -260,8 +277,9 @@ class Backend:
         return 0.0 if self.run_seconds is None else self.run_seconds.value
 
     def _launch(self, asked: Demand) -> float:
-        shared = 0.0 if self.fork is None or asked.workers < 2 else self.fork.value
-        shared += 0.0 if self.launch_shape is None else asked.helpers * self.launch_shape.value
+        shared = 0.0 if self.fork is None else asked.forks * self.fork.value
+        helper = self.launch_helper or self.launch_shape
+        shared += 0.0 if helper is None else asked.helpers * helper.value
         if asked.launch == "matmul":
             return (self.launch_matmul or self.launch_matrix).value + shared
         if asked.launch == "matrix":
@@ -293,11 +311,13 @@ class Backend:
     def _memory(self, asked: Demand) -> float:
         weights = asked.weight_bytes / (self.weight_bandwidth or self.bandwidth).value
         streamed = asked.streamed_bytes / self.bandwidth.value
-        # Each core has caches of its own; the large memory is shared.
+        # Each core has caches of its own; the large memory serves some of them side by side.
+        workers = asked.workers or 1
+        side_by_side = min(workers, 1.0 if self.streams is None else self.streams.value)
         cached = asked.resident_bytes / self.fast_bandwidth.value
         cached += 0.0 if self.near_bandwidth is None else asked.near_bytes / self.near_bandwidth.value
         cached += 0.0 if self.walk_bandwidth is None else asked.walked_bytes / self.walk_bandwidth.value
-        return (cached / (asked.workers or 1) + streamed + weights) / self.memory_efficiency.value
+        return (cached / workers + (streamed + weights) / side_by_side) / self.memory_efficiency.value
 
     def _layout(self, asked: Demand) -> float:
         if not asked.conversions:

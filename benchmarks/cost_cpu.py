@@ -1,7 +1,8 @@
 """Modelled against measured times of whole networks on this machine's cpu, none of which the calibration has seen.
 
 `python -m benchmarks.cost_cpu` runs drawn families, published networks and the real files of the data folder, cut to
-odd widths too, in ONNX Runtime on one and on two threads, and prints the model's errors beside the usual guides.
+odd widths too, in ONNX Runtime on one and on two threads, and prints the model's errors beside the usual guides. Run it
+again with `--add`, later: how far two sessions lie apart is the spread that no model can be held to.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -112,36 +113,82 @@ def judged(guess: Array, measured: Array, spread: Array, chosen: Sequence[Case],
     return result
 
 
-def kept(chosen: Sequence[Case], part: str, threads: int) -> tuple[Array, Array]:
-    """What an earlier run measured.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sessions:
+    """What the cases took, in sessions minutes apart.
+
+    Attributes:
+        seconds: The fastest run of each case in each session, [sessions, cases].
+        rounds: How far the rounds of each session lie apart, of the same shape.
+    """
+
+    seconds: Array
+    rounds: Array
+
+    def and_one(self, seconds: Array, rounds: Array) -> Sessions:
+        """With one more."""
+        return Sessions(seconds=np.vstack([self.seconds, seconds]), rounds=np.vstack([self.rounds, rounds]))
+
+    @property
+    def fastest(self) -> Array:
+        """Of all sessions."""
+        return np.asarray(self.seconds.min(axis=0), np.float64)
+
+    @property
+    def spread(self) -> Array:
+        """By how much two sessions differ, the median of all pairs of them; of one session, how far its rounds do."""
+        pairs = [np.abs(np.log(a / b)) for a, b in itertools.combinations(self.seconds, 2)]
+        return np.expm1(np.median(pairs, axis=0)) if pairs else self.rounds[0]
+
+
+def kept(chosen: Sequence[Case], part: str, threads: int) -> Sessions:
+    """What earlier sessions measured.
 
     Raises:
-        LookupError: That run did not measure one of them.
+        LookupError: They did not measure one of the cases.
     """
     content = json.loads((RESULTS / "cost_cpu.json").read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in content[f"{part}, {threads}"]["networks"]}
-    seconds = np.array([rows[case.name]["measured_ms"] * 1e-3 for case in chosen])
-    return seconds, np.array([rows[case.name]["spread"] for case in chosen])
+    milliseconds = np.array([rows[case.name]["sessions_ms"] for case in chosen])
+    return Sessions(seconds=milliseconds.T * 1e-3, rounds=np.array([rows[case.name]["rounds"] for case in chosen]).T)
 
 
-def report(chosen: Sequence[Case], threads: int, rounds: int, part: str) -> dict[str, Json]:
-    """Measure and judge some cases, and print what came out; 0 rounds take the times of an earlier run."""
+def seen(chosen: Sequence[Case], part: str, threads: int, rounds: int, *, add: bool) -> Sessions:
+    """A new session alone or added to the earlier ones; with 0 rounds, the earlier ones alone."""
+    if not rounds:
+        return kept(chosen, part, threads)
+    seconds, spread = measure(chosen, threads, rounds)
+    if add:
+        return kept(chosen, part, threads).and_one(seconds, spread)
+    return Sessions(seconds=seconds[np.newaxis], rounds=spread[np.newaxis])
+
+
+def report(chosen: Sequence[Case], sessions: Sessions, threads: int, part: str) -> dict[str, Json]:
+    """Judge some cases, and print what came out."""
     chips = {"model": backends.get("cpu"), "shipped facts": cpu.SHIPPED[cpu.instructions()]}
     cores = Fact(value=threads, source="threads of this run")
     threaded = {name: replace(chip, cores=cores) for name, chip in chips.items()}
-    measured, spread = measure(chosen, threads, rounds) if rounds else kept(chosen, part, threads)
+    measured, spread = sessions.fastest, sessions.spread
     said = [guides(case, threaded["model"]) for case in chosen]
     columns = {name: np.array([one[name] for one in said]) for name in said[0]}
     columns["shipped facts"] = np.array([guides(case, threaded["shipped facts"])["model"] for case in chosen])
-    print(f"{part}, {threads} thread{'s' * (threads > 1)}; median spread of the rounds {np.median(spread):.1%}")
+    title = f"{part}, {threads} thread{'s' * (threads > 1)}"
+    print(f"{title}; {len(sessions.seconds)} sessions, median spread {np.median(spread):.1%}")
     judgements: dict[str, Json] = {}
     for name, guess in columns.items():
         entry = judged(guess, measured, spread, chosen, seconds=name not in ("macs", "parameters"))
         judgements[name] = entry
         print(f"  {name:14} " + "  ".join(f"{key} {value}" for key, value in entry.items()))
     rows: list[Json] = [
-        {"name": case.name, "measured_ms": round(m * 1e3, 4), "ratio": round(g / m, 3), "spread": round(s, 3)}
-        for case, m, g, s in zip(chosen, measured.tolist(), columns["model"].tolist(), spread.tolist(), strict=True)
+        {
+            "name": case.name,
+            "measured_ms": round(measured[i] * 1e3, 4),
+            "ratio": round(columns["model"][i] / measured[i], 3),
+            "spread": round(spread[i], 3),
+            "sessions_ms": [round(value * 1e3, 4) for value in sessions.seconds[:, i].tolist()],
+            "rounds": [round(value, 3) for value in sessions.rounds[:, i].tolist()],
+        }
+        for i, case in enumerate(chosen)
     ]
     return {"threads": threads, "guides": judgements, "networks": rows, "spread": float(np.median(spread))}
 
@@ -150,15 +197,18 @@ def main() -> None:
     """Measure, price, print, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help="alternating between the networks; 0: the times of the last run"
+        "--rounds", type=int, default=ROUNDS, help="alternating between the networks; 0: judge earlier sessions alone"
     )
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--add", action="store_true", help="keep the sessions of earlier runs beside this one")
+    asked = parser.parse_args()
     chip = backends.get("cpu")
     calibrated = chip.name.endswith(cpu.HERE)
     print(f"{chip.name} ({'calibrated' if calibrated else 'shipped facts'})")
     parts = {"drawn and published": tuple(drawn()), "real files": tuple(files())}
     outcome: dict[str, Json] = {
-        f"{part}, {threads}": report(chosen, threads, rounds, part)
+        f"{part}, {threads}": report(
+            chosen, seen(chosen, part, threads, asked.rounds, add=asked.add), threads, part
+        )
         for threads in (1, 2)
         for part, chosen in parts.items()
         if chosen

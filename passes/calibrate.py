@@ -6,6 +6,7 @@ are those of the fastest runs, spread over several rounds: what a kernel takes w
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,11 +39,21 @@ MOST_RUNS = 40
 SOURCE = "measured on this machine by blochfold backends calibrate cpu"
 HEADROOM = 2.0
 """The peak is set this much above the shipped rate, so that a fitted efficiency stays below one."""
-FAST_BYTES = tuple(float(1 << power) for power in (18, 19, 20, 21, 23, 24))
-"""Sizes of the fast memory that are tried; which one a core can call its own is not asked of the system."""
+FAST_BYTES = tuple(float(1 << power) for power in (21, 22, 23, 24))
+"""Sizes of the fast memory that are tried, beyond what a core has for itself; the system is not asked."""
+LAUNCHES = (
+    *("launch_matrix", "launch_matmul", "launch_vector", "launch_shape", "launch_helper", "launch_move"),
+    "launch_rows",
+)
 _REORDERS = ("ReorderInput", "ReorderOutput")
 _PRICED = ("vector", "pool")
-_WHOLE = ("chain", "stack")
+_SHARED = ("dealt", "streamed")
+_WHOLE = ("chain", "sizes", "mixed", "stack", *_SHARED)
+TOGETHER = 2
+"""Threads that the trials of sharing work run on, beside one."""
+SIDE_BY_SIDE = 1.6
+"""From this gain on, two cores read from the large memory side by side, and the shipped fact says how many do."""
+LEAST_FORK = 2e-7
 SCRATCH_BYTES = (1 << 21, 1 << 26)
 """Walked over before each run of a trial, at least and at most, and between them in proportion to its weights: in a
 network, the other layers have pushed the weights of this one out of the caches, and large layers have large neighbours.
@@ -60,13 +71,15 @@ class Measured:
     Attributes:
         kernel: Seconds of the watched kernel, as the runtime's profile says; of a chain, the mean; of a stack, the sum.
         reorders: Elements and seconds of the layout conversions around it.
-        run: Seconds of a whole run without the profile; of chains and stacks alone.
+        run: Seconds of a whole run without the profile; of what is run whole alone.
+        together: The same on two threads; 0 where that was not measured.
         nodes: Kernels that ran.
     """
 
     kernel: float
     reorders: tuple[tuple[int, float], ...] = ()
     run: float = 0.0
+    together: float = 0.0
     nodes: int = 1
 
 
@@ -116,7 +129,7 @@ def conclude(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured
     best = min((_fit(one, chosen, measured) for one in sizes), key=lambda one: _misfit(one, chosen, measured))
     for _ in range(3):
         best = _fit(_prices(best, chosen, measured), chosen, measured)
-    best = _prices(best, chosen, measured)
+    best = _shared(_mixed(_prices(best, chosen, measured), chosen, measured), chosen, measured)
     return Calibration(chip=best, summary=errors(best, chosen, measured), shipped=errors(chip, chosen, measured))
 
 
@@ -147,7 +160,7 @@ def errors(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured])
 
 
 def measure(chosen: Sequence[Trial], seconds: float, advance: Callable[[], None]) -> tuple[Measured, ...]:
-    """Run every trial in rounds, on one thread.
+    """Run every trial in rounds, on one thread; those of sharing work on two as well, where the process may use two.
 
     Args:
         chosen: Trials.
@@ -157,19 +170,35 @@ def measure(chosen: Sequence[Trial], seconds: float, advance: Callable[[], None]
     with tempfile.TemporaryDirectory() as folder:
         profiled = [runtime.session(t.model, threads=1, profile=Path(folder) / f"{i}") for i, t in enumerate(chosen)]
         plain = [runtime.session(t.model, threads=1) if t.kind in _WHOLE else None for t in chosen]
+        several = _cores() >= TOGETHER
+        pairs = [
+            runtime.session(t.model, threads=TOGETHER) if several and t.kind in _SHARED else None for t in chosen
+        ]
         scratch = np.ones(SCRATCH_BYTES[1] // 4, np.float32)
         walked = [scratch[: _walked(trial.model) // 4] for trial in chosen]
-        fastest = [float("inf")] * len(chosen)
+        fastest, together = ([float("inf")] * len(chosen) for _ in range(2))
         for _ in range(ROUNDS):
             for index, trial in enumerate(chosen):
                 feeds = _feeds(trial.model)
                 _least(profiled[index], feeds, seconds / ROUNDS, walked[index])
                 whole = plain[index]
+                pair = pairs[index]
+                cold = walked[index] if trial.kind == "streamed" else None
                 if whole is not None:
-                    fastest[index] = min(fastest[index], _least(whole, feeds, seconds / ROUNDS))
+                    fastest[index] = min(fastest[index], _least(whole, feeds, seconds / ROUNDS, cold))
+                if pair is not None:
+                    taken = _least(pair, feeds, seconds / ROUNDS, cold, clock=time.perf_counter)
+                    together[index] = min(together[index], taken)
                 advance()
         timed = [runtime.kernel_seconds(runner) for runner in profiled]
-    return tuple(_read(trial, found, run) for trial, found, run in zip(chosen, timed, fastest, strict=True))
+    return tuple(
+        replace(_read(trial, found, run), together=two if np.isfinite(two) else 0.0)
+        for trial, found, run, two in zip(chosen, timed, fastest, together, strict=True)
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read(trial: Trial, timed: Sequence[Timed], run: float) -> Measured:
@@ -188,17 +217,21 @@ def _read(trial: Trial, timed: Sequence[Timed], run: float) -> Measured:
 
 
 def _least(
-    runner: InferenceSession, feeds: dict[str, Numbers], seconds: float, scratch: Numbers | None = None
+    runner: InferenceSession,
+    feeds: dict[str, Numbers],
+    seconds: float,
+    scratch: Numbers | None = None,
+    # One thread runs it: what other programs take from the machine is not the trial's.
+    clock: Callable[[], float] = time.thread_time,
 ) -> float:
     times: list[float] = []
     until = time.perf_counter() + seconds
     while len(times) < 2 or (time.perf_counter() < until and len(times) < MOST_RUNS):
         if scratch is not None:
             np.negative(scratch, out=scratch)
-        # One thread runs it: what other programs take from the machine is not the trial's.
-        started = time.thread_time()
+        started = clock()
         runner.run(None, feeds)
-        times.append(time.thread_time() - started)
+        times.append(clock() - started)
     return min(times)
 
 
@@ -209,9 +242,15 @@ def _walked(model: onnx.ModelProto) -> int:
 
 def _feeds(model: onnx.ModelProto) -> dict[str, Numbers]:
     return {
-        value.name: np.ones(tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim), np.float32)
+        value.name: np.ones(shape, np.float32)
         for value in model.graph.input
+        for shape in (_shape(value),)
     }
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """Sizes of an input; one that is left open is one."""
+    return tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
 
 
 def _misfit(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> float:
@@ -226,7 +265,7 @@ def _fit(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -
         "launch_matrix": (rates["launch_matrix"], 2.0),
         "launch_matmul": (rates.get("launch_matmul", rates["launch_matrix"]), 2.0),
         "launch_vector": (rates["launch_vector"], 2.0),
-        **{name: (rates[name], 2.0) for name in ("launch_shape", "launch_move", "launch_rows", "launch_layout")},
+        **{name: (rates[name], 2.0) for name in ("launch_shape", "launch_helper", "launch_move", "launch_rows", "launch_layout")},
         "matrix_efficiency": (rates["matrix_efficiency"], 1.5),
         "matmul_efficiency": (rates.get("matmul_efficiency", rates["matrix_efficiency"]), 1.5),
         "depthwise_macs_per_second": (rates["depthwise_macs_per_second"], 2.0),
@@ -249,10 +288,10 @@ def _observations(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Mea
     for trial, seen, held in zip(chosen, measured, held_out(chosen), strict=True):
         if held:
             continue
-        if trial.kind == "chain":
+        if trial.kind in ("chain", "sizes"):
             found.append(Observation(name=trial.name, demands=_demands(chip, trial), seconds=seen.run))
             continue
-        if trial.kind == "stack":
+        if trial.kind in ("stack", "mixed", *_SHARED):
             continue
         found.append(_of_kernel(chip, trial, seen, overhead, slower))
         for elements, seconds in seen.reorders:
@@ -296,6 +335,50 @@ def _slower(chosen: Sequence[Trial], measured: Sequence[Measured]) -> float:
     return max(1.0, float(np.median(factors))) if factors else 1.0
 
 
+def _mixed(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> Backend:
+    """The chip with its launches as they are among nodes of many kinds, which do not find their code in the nearest cache.
+
+    In a chain of equals, which the launches were fitted to, they do.
+    """
+    rates = rates_of(chip)
+    launches = {name: rates[name] for name in LAUNCHES if name in rates}
+    factors = []
+    for trial, one in zip(chosen, measured, strict=True):
+        if trial.kind != "mixed":
+            continue
+        seen = [Observation(name="", demands=_demands(chip, trial), seconds=1.0)]
+        told = float(Table(chip, seen).seconds(rates)[0])
+        rest = float(Table(chip, seen).seconds(rates | dict.fromkeys(launches, 0.0))[0])
+        factors.append((one.run - rest) / (told - rest))
+    factor = max(1.0, float(np.median(factors))) if factors else 1.0
+    return replace(chip, **{name: _fact(factor * value) for name, value in launches.items()})  # type: ignore[arg-type]
+
+
+def _shared(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> Backend:
+    """What two threads gain and pay, where they were measured; the shipped facts otherwise."""
+    together = [(trial, one) for trial, one in zip(chosen, measured, strict=True) if one.together]
+    forks, gains = [], []
+    unshared = replace(chip, fork=None, cores=Fact(value=TOGETHER, source=SOURCE))
+    alone = min((one.run for trial, one in zip(chosen, measured, strict=True) if trial.kind == "chain"), default=0.0)
+    for trial, one in together:
+        if trial.kind == "streamed":
+            gains.append((one.run - alone) / max(one.together - alone, one.run / 10))
+            continue
+        asked = _demands(unshared, trial)
+        told = [Observation(name="", demands=_demands(chip, trial), seconds=1.0)]
+        free = [Observation(name="", demands=asked, seconds=1.0)]
+        # What the model misses on one thread it misses on two; what is left beside that is the sharing.
+        missed = float(Table(chip, told).seconds(rates_of(chip))[0]) / one.run
+        left = missed * one.together - float(Table(unshared, free).seconds(rates_of(unshared))[0])
+        forks.append(left / sum(demand.forks for demand in asked))
+    if not forks or not gains:
+        return chip
+    facts = {"fork": _fact(max(LEAST_FORK, float(np.mean(forks))))}
+    if gains[0] < SIDE_BY_SIDE:
+        facts["streams"] = _fact(max(1.0, gains[0]))
+    return replace(chip, **facts)  # type: ignore[arg-type]
+
+
 def _demands(chip: Backend, trial: Trial) -> tuple[Demand, ...]:
     found, shapes = _prepared(trial)
     return Pricer(found, chip).demands(shapes.get) or ()
@@ -303,7 +386,7 @@ def _demands(chip: Backend, trial: Trial) -> tuple[Demand, ...]:
 
 @cache
 def _prepared(trial: Trial) -> tuple[tuple[Structure, ...], Mapping[str, tuple[int, ...]]]:
-    inputs = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in trial.model.graph.input}
+    inputs = {value.name: _shape(value) for value in trial.model.graph.input}
     return structures(to_graph(trial.model)), infer(trial.model, inputs)
 
 

@@ -40,6 +40,7 @@ class Structure:
         helpers: Nodes of shape arithmetic left out in front of this one that an interpreter runs, because the file
             leaves the sizes open that they ask for.
         sizes_open: Whether an input of the file leaves a size open.
+        stored: Names and bytes of the constants that the file holds.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Structure:
     equation: str = ""
     helpers: int = 0
     sizes_open: bool = False
+    stored: tuple[tuple[str, int], ...] = ()
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -102,6 +104,9 @@ def structures(graph: gs.Graph) -> tuple[Structure, ...]:
                 equation=equation.replace(" ", "") if isinstance(equation, str) else "",
                 helpers=helpers.of(node),
                 sizes_open=helpers.sizes_open,
+                stored=tuple(
+                    (t.name, math.prod(t.shape) * _element_bytes(t)) for t in node.inputs if isinstance(t, gs.Constant)
+                ),
             )
         )
     return tuple(found)

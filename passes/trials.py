@@ -37,7 +37,9 @@ class Trial:
     Attributes:
         name: Unique.
         kind: "conv", "depthwise", "matmul", "vector" (one price rests on it), "pool" (the same, on blocks),
-            "plain pool", "size", "chain", or "stack": a small network, whose whole run is held against its kernels.
+            "plain pool", "size", "chain", "stack": a small network, whose whole run is held against its kernels,
+            "sizes": shape arithmetic on a size left open, "mixed": tiny nodes of many kinds, "dealt" or "streamed": run on one thread and on two, for what dealing work out to two takes, and for how
+            much faster two read from the large memory.
         model: With fixed shapes; what is measured stands last.
         watched: Its operator type; in a chain, of all nodes.
     """
@@ -68,6 +70,11 @@ def trials() -> Iterator[Trial]:
     for kind, watched in CHAINED.items():
         yield Trial(name=f"chain of {kind}", kind="chain", model=_chain(kind, LINKS), watched=watched)
     yield from _stacks()
+    yield Trial(name="sizes asked for", kind="sizes", model=_sizes(LINKS // 2), watched="Expand")
+    yield Trial(name="a bit of everything", kind="mixed", model=_everything(LINKS // 8), watched="Add")
+    yield Trial(name="dealt out", kind="dealt", model=_chain("Conv", LINKS, side=10, channels=32), watched="Conv")
+    yield Trial(name="dealt out now and then", kind="dealt", model=_now_and_then(LINKS // 4), watched="MatMul")
+    yield Trial(name="streamed", kind="streamed", model=_matmul((1, 2048), (2048, 4096)), watched="MatMul")
     yield Trial(name="one Sigmoid", kind="chain", model=_chain("Sigmoid", 1), watched="Sigmoid")
 
 
@@ -210,15 +217,83 @@ def _vector(kind: str, elements: int) -> onnx.ModelProto:
     return _model([*before, node], inputs, {"y": out}, weights, numbers.get(kind, {}))
 
 
-def _chain(kind: str, links: int) -> onnx.ModelProto:
-    shape: Shape = {"Conv": (1, 8, 2, 2), "MatMul": (4, 16)}.get(kind, (1, 16))
+def _chain(kind: str, links: int, *, side: int = 2, channels: int = 8) -> onnx.ModelProto:
+    shape: Shape = {"Conv": (1, channels, side, side), "MatMul": (4, 16)}.get(kind, (1, 16))
     if kind in CHAINED:
         return _chain_of_pairs(kind, links)
-    stored: dict[str, dict[str, Shape]] = {"Conv": {"w": (8, 8, 1, 1)}, "MatMul": {"w": (16, 16)}}
+    stored: dict[str, dict[str, Shape]] = {"Conv": {"w": (channels, channels, 1, 1)}, "MatMul": {"w": (16, 16)}}
     weights = stored.get(kind, {})
     names = ["x", *(f"h{i}" for i in range(links - 1)), "y"]
     nodes = [helper.make_node(kind, [names[i], *weights], [names[i + 1]], f"link{i}") for i in range(links)]
     return _model(nodes, {"x": shape}, {"y": shape}, weights)
+
+
+def _sizes(links: int) -> onnx.ModelProto:
+    """Each link asks for a size of what the last one wrote."""
+    nodes = []
+    for i in range(links):
+        before, after = ("x" if i == 0 else f"h{i - 1}"), ("y" if i == links - 1 else f"h{i}")
+        nodes += [
+            helper.make_node("Shape", [before], [f"shape{i}"], f"shape{i}"),
+            helper.make_node("Gather", [f"shape{i}", "first"], [f"size{i}"], f"gather{i}"),
+            helper.make_node("Unsqueeze", [f"size{i}", "axes"], [f"row{i}"], f"unsqueeze{i}"),
+            helper.make_node("Concat", [f"row{i}", "width"], [f"wanted{i}"], f"concat{i}", axis=0),
+            helper.make_node("Expand", [before, f"wanted{i}"], [after], f"link{i}"),
+        ]
+    numbers = {"axes": [0], "width": [16]}
+    return _open(_model(nodes, {"x": (1, 16)}, {"y": (1, 16)}, {}, numbers))
+
+
+def _everything(blocks: int) -> onnx.ModelProto:
+    """Blocks of tiny nodes, no two neighbours of one kind."""
+    nodes = []
+    for i in range(blocks):
+        before, after = ("x" if i == 0 else f"y{i - 1}"), ("y" if i == blocks - 1 else f"y{i}")
+        for kind, inputs, output, attributes in (
+            ("LayerNormalization", [before, "scale", "shift"], "normed", {}),
+            ("MatMul", [f"normed{i}", "w"], "product", {}),
+            ("Reshape", [f"product{i}", "heads"], "parted", {}),
+            ("Transpose", [f"parted{i}"], "turned", {"perm": [1, 0, 2]}),
+            ("Softmax", [f"turned{i}"], "shares", {}),
+            ("Unsqueeze", [f"shares{i}", "axes"], "deeper", {}),
+            ("Mul", [f"deeper{i}", f"deeper{i}"], "squares", {}),
+            ("Slice", [f"squares{i}", "starts", "ends", "last"], "left", {}),
+            ("Tanh", [f"left{i}"], "bent", {}),
+            ("Concat", [f"bent{i}", f"left{i}"], "joined", {"axis": 3}),
+            ("Squeeze", [f"joined{i}", "axes"], "flat", {}),
+            ("Erf", [f"flat{i}"], "erred", {}),
+            ("Gather", [f"erred{i}", "order"], "picked", {"axis": 0}),
+            ("Sigmoid", [f"picked{i}"], "gate", {}),
+            ("Reshape", [f"gate{i}", "rows"], "back", {}),
+            ("Add", [f"back{i}", before], "", {}),
+        ):
+            name = f"{output}{i}" if output else after
+            nodes.append(helper.make_node(kind, inputs, [name], f"{kind} {name}", **attributes))
+    numbers = {"heads": [4, 2, 8], "rows": [4, 16], "axes": [0], "starts": [0], "ends": [4], "last": [3]}
+    weights: dict[str, Shape] = {"scale": (16,), "shift": (16,), "w": (16, 16)}
+    return _model(nodes, {"x": (4, 16)}, {"y": (4, 16)}, weights, numbers | {"order": [1, 0]})
+
+
+def _now_and_then(links: int) -> onnx.ModelProto:
+    """Products that two threads share, and between them what one of them does alone."""
+    nodes = []
+    for i in range(links):
+        before, after = ("x" if i == 0 else f"h{i - 1}"), ("y" if i == links - 1 else f"h{i}")
+        names = [f"m{i}", *(f"m{i}.{j}" for j in range(3)), after]
+        nodes.append(helper.make_node("MatMul", [before, "w"], names[:1], f"link{i}"))
+        nodes += [
+            helper.make_node("Gather", [names[j], "order"], [names[j + 1]], f"gather{i}.{j}", axis=0) for j in range(4)
+        ]
+    numbers = {"order": list(range(127, -1, -1))}
+    return _model(nodes, {"x": (128, 64)}, {"y": (128, 64)}, {"w": (64, 64)}, numbers)
+
+
+def _open(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its first size left open, and a constant to ask for it."""
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), "first"))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    return model
 
 
 def _chain_of_pairs(kind: str, links: int) -> onnx.ModelProto:

@@ -79,6 +79,9 @@ class Pricer:
             raise ValueError("expected nodes with unique names; name the nodes of the graph first")
         skeletons = [_skeleton(structure) for structure in structures]
         kernels = backend.fuse(skeletons)
+        # Parts of a graph are priced as the whole is: `known` comes from there.
+        stored = dict(one for structure in structures for one in structure.stored)
+        backend = backend.holding(sum(stored.values())) if known is None else backend
         self._backend = backend
         self._kernels = tuple(
             _Slot(tuple(named[w.name] for w in (k.head, *k.epilogue)), k.layout, k.blocked, k.written_as)

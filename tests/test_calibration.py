@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_backends_conform import battery
 
 import backends
-from backends import Backend, Demand, cpu
+from backends import Backend, Demand, Fact, cpu
 from backends.calibration import store
 from backends.calibration.fit import RATES, Observation, Table, fit, rates_of
 from backends.model import fitted
@@ -145,6 +145,15 @@ def followed(truth: Backend, trial: Trial) -> Measured:
         seen = Observation(name="", demands=demands, seconds=1.0, whole=whole)
         return float(Table(truth, [seen]).seconds(rates)[0])
 
+    if trial.kind in ("sizes", "dealt", "streamed"):
+        both = replace(truth, cores=Fact(value=2, source="threads"))
+        together = calibrate._demands(both, trial)
+        two = Observation(name="", demands=together, seconds=1.0)
+        return Measured(
+            kernel=seconds(asked, whole=False),
+            run=seconds(asked, whole=True),
+            together=float(Table(both, [two]).seconds(rates_of(both))[0]) if trial.kind != "sizes" else 0.0,
+        )
     reorder = Demand(launch="free", conversions=1, reordered=50000.0)
     if trial.kind == "chain":
         run = seconds(asked, whole=True)
@@ -158,7 +167,7 @@ def followed(truth: Backend, trial: Trial) -> Measured:
 
 def test_calibration_finds_a_machine_that_follows_the_model() -> None:
     base = cpu.SHIPPED["avx2"]
-    changed = {"core_macs_per_second": 4e10, "bandwidth": 1.5e10, "run_seconds": 8e-6, "copy": 2.0, "row_start": 8e-9}
+    changed = {"fork": 5e-6, "streams": 1.3, "launch_helper": 9e-7} | {"core_macs_per_second": 4e10, "bandwidth": 1.5e10, "run_seconds": 8e-6, "copy": 2.0, "row_start": 8e-9}
     truth = fitted(base, "the truth", changed)
     chosen = tuple(trials())
     found = calibrate.conclude(base, chosen, [followed(truth, trial) for trial in chosen])
@@ -166,6 +175,17 @@ def test_calibration_finds_a_machine_that_follows_the_model() -> None:
     assert found.summary["spearman"] > 0.99
     assert found.chip.facts()["copy"].mark == "measured"
     assert found.chip.facts()["copy"].value == pytest.approx(2.0, rel=0.35)
+    assert found.chip.facts()["fork"].value == pytest.approx(5e-6, rel=0.35)
+    assert found.chip.facts()["streams"].value == pytest.approx(1.3, rel=0.1)
+    assert found.chip.facts()["launch_helper"].value == pytest.approx(9e-7, rel=0.2)
+
+
+def test_a_machine_of_one_core_keeps_the_shipped_facts_of_sharing() -> None:
+    base = cpu.SHIPPED["avx2"]
+    chosen = tuple(trials())
+    alone = [replace(followed(base, trial), together=0.0) for trial in chosen]
+    found = calibrate._shared(base, chosen, alone)
+    assert found is base
 
 
 def test_held_out_trials_do_not_move_the_fit() -> None:

@@ -168,13 +168,85 @@ def test_images_and_groups_are_dealt_out_whole() -> None:
     assert shared.as_products == pytest.approx(2 * one.as_products) and three.products == 3 and shared.products == 2
 
 
-@pytest.mark.parametrize(("op_type", "channels", "workers"), [("Add", 64, 1), ("Erf", 64, 2), ("Transpose", 640, 1)])
-def test_small_work_and_copies_stay_on_one_thread(op_type: str, channels: int, workers: int) -> None:
+def test_more_filters_than_positions_take_images_in_turn() -> None:
+    alone, shared = (mlas_kernels._copied(at(cores), conv(45, 90, 8, 3, images=4)) for cores in (1, 2))
+    # The work is dealt out for each image, and what copies the map out does so alone: as long as on one thread.
+    assert (alone.workers, shared.workers, shared.forks, shared.products) == (1, 2, 4, 4)
+    assert shared.rows / shared.workers == alone.rows
+    assert shared.as_products == pytest.approx(alone.as_products / 2, rel=0.1)
+    fewer = mlas_kernels._copied(at(2), conv(45, 45, 16, 3, images=4))
+    assert (fewer.forks, fewer.products, fewer.behind) == (1, 2, 1)
+
+
+def test_one_thread_does_what_is_fused_behind_one_product() -> None:
+    pointwise = conv(45, 61, 16, 1)
+    assert mlas_kernels._copied(at(2), pointwise).behind == 2
+    assert mlas_kernels._copied(at(2), conv(45, 61, 16, 1, images=2)).behind == 1
+
+
+def test_rows_of_a_pointwise_layer_are_dealt_out() -> None:
+    one, two = (mlas_kernels._blocked(at(cores), conv(32, 32, 16, 1)) for cores in (1, 2))
+    assert two.workers == 2 and two.core == pytest.approx(one.core / 2)
+    assert mlas_kernels._blocked(at(2), conv(32, 32, 1, 1)).workers == 1
+
+
+def test_two_cores_read_weights_side_by_side() -> None:
+    asked = Demand(launch="matmul", workers=2, weight_bytes=1e8)
+    times = [
+        replace(CHIP, streams=None if n is None else Fact(value=n, source="here")).terms(asked)["memory"]
+        for n in (None, 1, 1.5, 4)
+    ]
+    assert times[0] == times[1] == pytest.approx(1.5 * times[2]) == pytest.approx(2 * times[3])
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_the_weights_of_a_small_network_stay_in_the_caches(cores: int) -> None:
+    chip = replace(at(cores), kept_bytes=Fact(value=1 << 20, source="here"))
+    small, large = (network(n, (("Conv", n, 3, 1),) * 4) for n in (64, 128))
+    prices = []
+    for model, n in ((small, 64), (large, 128)):
+        shapes = infer(model, {"x": (1, n, 10, 10)})
+        whole = Pricer(structures(to_graph(model)), chip)
+        cold = Pricer(structures(to_graph(model)), replace(chip, walk_bandwidth=None))
+        prices.append((whole.seconds(shapes.get), cold.seconds(shapes.get)))
+        # A part of a graph is priced as it was in the whole.
+        part = whole.without({"n0"})
+        assert part.partial([0], shapes.get) == whole.partial([1], shapes.get)
+    assert prices[0][0] < prices[0][1] and prices[1][0] <= prices[1][1]
+    assert chip.holding((1 << 20) + 1) is chip and chip.holding(1 << 20).weight_bandwidth == chip.walk_bandwidth
+
+
+def test_shape_arithmetic_has_a_price_of_its_own() -> None:
+    asked = Demand(launch="shape", helpers=3)
+    plain = replace(CHIP, launch_helper=None)
+    own = replace(CHIP, launch_helper=Fact(value=1e-6, source="here"))
+    shape = CHIP.launch_shape
+    assert shape is not None
+    assert plain.terms(asked)["launch"] == pytest.approx(4 * shape.value)
+    assert own.terms(asked)["launch"] == pytest.approx(shape.value + 3e-6)
+
+
+def test_a_normalisation_is_dealt_out_by_rows_however_small() -> None:
+    model = spelled(NORM)
+    shapes = infer(model, {"x": (2, 8, 16)})
+    asked = Pricer(structures(to_graph(model)), at(2)).demands(shapes.get)
+    assert asked is not None and [(one.workers, one.forks) for one in asked] == [(2, 1), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("op_type", "channels", "workers"),
+    [("Add", 64, 1), ("Erf", 64, 2), ("Gelu", 4, 1), ("Gelu", 5, 2), ("Transpose", 64, 1), ("Transpose", 640, 2), ("Tile", 640, 1)],
+)
+def test_small_work_and_most_copies_stay_on_one_thread(op_type: str, channels: int, workers: int) -> None:
     nodes = [helper.make_node(op_type, ["x", "x"] if op_type == "Add" else ["x"], ["y"], "op")]
+    stored = []
     if op_type == "Transpose":
         nodes[0].attribute.append(helper.make_attribute("perm", [0, 1, 2, 3]))
+    if op_type == "Tile":
+        nodes[0].input.append("times")
+        stored = [numpy_helper.from_array(np.ones(4, np.int64), "times")]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, channels, 32, 32)) for name in "xy")
-    model = helper.make_model(helper.make_graph(nodes, "one", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
+    model = helper.make_model(helper.make_graph(nodes, "one", [x], [y], stored), opset_imports=[helper.make_opsetid("", 20)])
     asked = Pricer(structures(to_graph(model)), at(2)).demands(infer(model, {"x": (1, channels, 32, 32)}).get)
     assert asked is not None and [one.workers for one in asked] == [workers]
 

@@ -22,6 +22,7 @@ RATES = (
     *("launch_matrix", "launch_matmul", "launch_vector", "launch_layout", "core_start", "fork", "run_seconds"),
     *(
         "launch_shape",
+        "launch_helper",
         "launch_move",
         "launch_rows",
         "product_start",
@@ -73,6 +74,7 @@ class Table:
         self._is = {kind: np.array([float(asked.launch == kind) for _, asked in rows]) for kind in LAUNCHES}
         self._whole = np.array([float(seen.whole) for seen in observations])
         self._cores = chip.cores.value
+        self._streams = 1.0 if chip.streams is None else chip.streams.value
         self._core_rate = chip.core_macs_per_second.value
         self.weights: Array = np.array([seen.weight for seen in observations])
         self.measured: Array = np.array([seen.seconds for seen in observations])
@@ -88,8 +90,8 @@ class Table:
             matrix = matrix + column["depthwise_macs"] / rates["depthwise_macs_per_second"]
         for kind in ("shape", "move", "rows"):
             launch = launch + self._is[kind] * of(f"launch_{kind}", rates["launch_vector"])
-        launch = launch + column["helpers"] * of("launch_shape", 0.0)
-        launch = launch + (column["workers"] > 1) * of("fork", 0.0)
+        launch = launch + column["helpers"] * of("launch_helper", of("launch_shape", 0.0))
+        launch = launch + column["forks"] * of("fork", 0.0)
         cores = np.where(column["workers"] > 0, column["workers"], self._cores)
         alone = np.where(column["workers"] > 0, column["workers"], 1.0)
         of_matmul = of("matmul_efficiency", rates["matrix_efficiency"])
@@ -106,7 +108,7 @@ class Table:
         cached = column["resident_bytes"] / rates["fast_bandwidth"]
         cached = cached + column["near_bytes"] / of("near_bandwidth", np.inf)
         cached = cached + column["walked_bytes"] / of("walk_bandwidth", np.inf)
-        memory = (cached / alone + streamed + weights) / rates["memory_efficiency"]
+        memory = (cached / alone + (streamed + weights) / np.minimum(alone, self._streams)) / rates["memory_efficiency"]
         converted = column["converted_resident_bytes"] / rates["fast_bandwidth"]
         converted = (converted + column["converted_streamed_bytes"] / rates["bandwidth"]) / rates["memory_efficiency"]
         layout = column["conversions"] * rates["launch_layout"] + converted

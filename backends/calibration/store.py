@@ -22,7 +22,7 @@ from backends.model import Backend
 
 FOLDER_VARIABLE = "BLOCHFOLD_CALIBRATION"
 """Environment variable that names another folder."""
-FORMAT = 3
+FORMAT = 4
 
 
 def path() -> Path:
