@@ -21,7 +21,7 @@ _MEASURED_AVX2 = (
     "measured by blochfold backends calibrate cpu, ONNX Runtime 1.31.1, one thread of an AMD EPYC with AVX2 only"
 )
 _TWO_CALIBRATIONS = f"{_MEASURED_AVX2}, in two runs beside other work, their geometric mean"
-_QUIET = f"{_MEASURED_AVX2}, in two runs with nothing beside them, their geometric mean"
+_QUIET = f"{_MEASURED_AVX2}, the median of three runs with nothing beside them"
 _ADD_NS = 0.08
 _ADD_NS_AVX2 = 0.1226
 
@@ -90,12 +90,8 @@ _AVX512 = Backend(
     row_start=Fact(value=3e-09, source=_AVX2_ALSO, assumed=True),
     pack=Fact(value=1.43, source=_AVX2_ALSO, assumed=True),
     strided_copy=Fact(value=2.01, source=_AVX2_ALSO, assumed=True),
-    streams=Fact(
-        value=4,
-        source="assumed beyond two: products that stream their weights ran 1.4 to 1.9 times as fast on two threads",
-        assumed=True,
-    ),
-    fork=Fact(value=2e-6, source="assumed: a thread that waits actively takes its share", assumed=True),
+    streams=Fact(value=1.57, source=_AVX2_ALSO, assumed=True),
+    fork=Fact(value=2.85e-6, source=_AVX2_ALSO, assumed=True),
     launch_helper=Fact(value=0.2e-6, source=f"{_AVX2_ALSO}: as dear as any node", assumed=True),
     core_bytes=Fact(value=1 << 20, source="AMD Zen 4: 1 MiB of L2 cache a core", assumed=True),
     kept_bytes=Fact(value=8e6, source="assumed: half of a core's share of the last-level cache", assumed=True),
@@ -147,14 +143,16 @@ _AVX2 = replace(
     reorder=Fact(value=1.327, source=_MEASURED_AVX2),
     plain_max_pool=Fact(value=5.528, source=_MEASURED_AVX2),
     plain_average_pool=Fact(value=47.55, source=_MEASURED_AVX2),
-    launch_matrix=Fact(value=6.374e-07, source=_MEASURED_AVX2),
-    launch_matmul=Fact(value=3.334e-07, source=_MEASURED_AVX2),
-    launch_vector=Fact(value=3.46e-07, source=_MEASURED_AVX2),
-    launch_shape=Fact(value=3.7e-07, source=_TWO_CALIBRATIONS),
-    launch_helper=Fact(value=3.2e-07, source=_QUIET),
-    launch_move=Fact(value=6.96e-07, source=_TWO_CALIBRATIONS),
-    launch_rows=Fact(value=5.53e-07, source=_TWO_CALIBRATIONS),
+    launch_matrix=Fact(value=7.935e-07, source=_QUIET),
+    launch_matmul=Fact(value=4.854e-07, source=_QUIET),
+    launch_vector=Fact(value=4.315e-07, source=_QUIET),
+    launch_shape=Fact(value=4.573e-07, source=_QUIET),
+    launch_helper=Fact(value=4.1e-07, source=_QUIET),
+    launch_move=Fact(value=8.71e-07, source=_QUIET),
+    launch_rows=Fact(value=6.975e-07, source=_QUIET),
     launch_layout=Fact(value=2.217e-06, source=_MEASURED_AVX2),
+    fork=Fact(value=2.85e-06, source=_QUIET),
+    streams=Fact(value=1.57, source=f"{_QUIET}: what two threads gain on weights that no cache holds"),
     serial=Fact(value=1, source=_MEASURED_AVX2),
     drain=Fact(value=1.595, source=_MEASURED_AVX2),
     run_seconds=Fact(value=6.426e-06, source=_MEASURED_AVX2),

@@ -206,9 +206,7 @@ def main() -> None:
     print(f"{chip.name} ({'calibrated' if calibrated else 'shipped facts'})")
     parts = {"drawn and published": tuple(drawn()), "real files": tuple(files())}
     outcome: dict[str, Json] = {
-        f"{part}, {threads}": report(
-            chosen, seen(chosen, part, threads, asked.rounds, add=asked.add), threads, part
-        )
+        f"{part}, {threads}": report(chosen, seen(chosen, part, threads, asked.rounds, add=asked.add), threads, part)
         for threads in (1, 2)
         for part, chosen in parts.items()
         if chosen

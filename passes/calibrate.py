@@ -51,8 +51,6 @@ _SHARED = ("dealt", "streamed")
 _WHOLE = ("chain", "sizes", "mixed", "stack", *_SHARED)
 TOGETHER = 2
 """Threads that the trials of sharing work run on, beside one."""
-SIDE_BY_SIDE = 1.6
-"""From this gain on, two cores read from the large memory side by side, and the shipped fact says how many do."""
 LEAST_FORK = 2e-7
 SCRATCH_BYTES = (1 << 21, 1 << 26)
 """Walked over before each run of a trial, at least and at most, and between them in proportion to its weights: in a
@@ -171,9 +169,7 @@ def measure(chosen: Sequence[Trial], seconds: float, advance: Callable[[], None]
         profiled = [runtime.session(t.model, threads=1, profile=Path(folder) / f"{i}") for i, t in enumerate(chosen)]
         plain = [runtime.session(t.model, threads=1) if t.kind in _WHOLE else None for t in chosen]
         several = _cores() >= TOGETHER
-        pairs = [
-            runtime.session(t.model, threads=TOGETHER) if several and t.kind in _SHARED else None for t in chosen
-        ]
+        pairs = [runtime.session(t.model, threads=TOGETHER) if several and t.kind in _SHARED else None for t in chosen]
         scratch = np.ones(SCRATCH_BYTES[1] // 4, np.float32)
         walked = [scratch[: _walked(trial.model) // 4] for trial in chosen]
         fastest, together = ([float("inf")] * len(chosen) for _ in range(2))
@@ -241,11 +237,7 @@ def _walked(model: onnx.ModelProto) -> int:
 
 
 def _feeds(model: onnx.ModelProto) -> dict[str, Numbers]:
-    return {
-        value.name: np.ones(shape, np.float32)
-        for value in model.graph.input
-        for shape in (_shape(value),)
-    }
+    return {value.name: np.ones(shape, np.float32) for value in model.graph.input for shape in (_shape(value),)}
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
@@ -265,7 +257,10 @@ def _fit(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -
         "launch_matrix": (rates["launch_matrix"], 2.0),
         "launch_matmul": (rates.get("launch_matmul", rates["launch_matrix"]), 2.0),
         "launch_vector": (rates["launch_vector"], 2.0),
-        **{name: (rates[name], 2.0) for name in ("launch_shape", "launch_helper", "launch_move", "launch_rows", "launch_layout")},
+        **{
+            name: (rates[name], 2.0)
+            for name in ("launch_shape", "launch_helper", "launch_move", "launch_rows", "launch_layout")
+        },
         "matrix_efficiency": (rates["matrix_efficiency"], 1.5),
         "matmul_efficiency": (rates.get("matmul_efficiency", rates["matrix_efficiency"]), 1.5),
         "depthwise_macs_per_second": (rates["depthwise_macs_per_second"], 2.0),
@@ -374,8 +369,7 @@ def _shared(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]
     if not forks or not gains:
         return chip
     facts = {"fork": _fact(max(LEAST_FORK, float(np.mean(forks))))}
-    if gains[0] < SIDE_BY_SIDE:
-        facts["streams"] = _fact(max(1.0, gains[0]))
+    facts["streams"] = _fact(min(float(TOGETHER), max(1.0, gains[0])))
     return replace(chip, **facts)  # type: ignore[arg-type]
 
 

@@ -167,7 +167,13 @@ def followed(truth: Backend, trial: Trial) -> Measured:
 
 def test_calibration_finds_a_machine_that_follows_the_model() -> None:
     base = cpu.SHIPPED["avx2"]
-    changed = {"fork": 5e-6, "streams": 1.3, "launch_helper": 9e-7} | {"core_macs_per_second": 4e10, "bandwidth": 1.5e10, "run_seconds": 8e-6, "copy": 2.0, "row_start": 8e-9}
+    changed = {"fork": 5e-6, "streams": 1.3, "launch_helper": 9e-7} | {
+        "core_macs_per_second": 4e10,
+        "bandwidth": 1.5e10,
+        "run_seconds": 8e-6,
+        "copy": 2.0,
+        "row_start": 8e-9,
+    }
     truth = fitted(base, "the truth", changed)
     chosen = tuple(trials())
     found = calibrate.conclude(base, chosen, [followed(truth, trial) for trial in chosen])

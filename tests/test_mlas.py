@@ -235,7 +235,15 @@ def test_a_normalisation_is_dealt_out_by_rows_however_small() -> None:
 
 @pytest.mark.parametrize(
     ("op_type", "channels", "workers"),
-    [("Add", 64, 1), ("Erf", 64, 2), ("Gelu", 4, 1), ("Gelu", 5, 2), ("Transpose", 64, 1), ("Transpose", 640, 2), ("Tile", 640, 1)],
+    [
+        ("Add", 64, 1),
+        ("Erf", 64, 2),
+        ("Gelu", 4, 1),
+        ("Gelu", 5, 2),
+        ("Transpose", 64, 1),
+        ("Transpose", 640, 2),
+        ("Tile", 640, 1),
+    ],
 )
 def test_small_work_and_most_copies_stay_on_one_thread(op_type: str, channels: int, workers: int) -> None:
     nodes = [helper.make_node(op_type, ["x", "x"] if op_type == "Add" else ["x"], ["y"], "op")]
@@ -246,7 +254,9 @@ def test_small_work_and_most_copies_stay_on_one_thread(op_type: str, channels: i
         nodes[0].input.append("times")
         stored = [numpy_helper.from_array(np.ones(4, np.int64), "times")]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, channels, 32, 32)) for name in "xy")
-    model = helper.make_model(helper.make_graph(nodes, "one", [x], [y], stored), opset_imports=[helper.make_opsetid("", 20)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "one", [x], [y], stored), opset_imports=[helper.make_opsetid("", 20)]
+    )
     asked = Pricer(structures(to_graph(model)), at(2)).demands(infer(model, {"x": (1, channels, 32, 32)}).get)
     assert asked is not None and [one.workers for one in asked] == [workers]
 
