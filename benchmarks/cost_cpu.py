@@ -138,7 +138,7 @@ class Sessions:
     def spread(self) -> Array:
         """By how much two sessions differ, the median of all pairs of them; of one session, how far its rounds do."""
         pairs = [np.abs(np.log(a / b)) for a, b in itertools.combinations(self.seconds, 2)]
-        return np.expm1(np.median(pairs, axis=0)) if pairs else self.rounds[0]
+        return np.asarray(np.expm1(np.median(pairs, axis=0)) if pairs else self.rounds[0], np.float64)
 
 
 def kept(chosen: Sequence[Case], part: str, threads: int) -> Sessions:

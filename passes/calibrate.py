@@ -1,41 +1,41 @@
 """The processor at hand, measured: small models run in ONNX Runtime, and the cpu's facts are fitted to their kernels.
 
 A shipped chip and a progress sink come in, the chip with fitted facts and its errors on held-out trials go out. Times
-are those of the fastest runs, spread over several rounds: what a kernel takes when nothing interrupts it.
+are measured in `passes.trial_times`.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import onnx
-from onnxruntime import InferenceSession
 from scipy.stats import spearmanr
 
 from backends import Backend, Demand, Fact
 from backends.calibration.fit import Observation, Table, fit, rates_of
-from passes import runtime
 from passes.graph_io import to_graph
 from passes.progress import Progress
-from passes.runtime import Timed
 from passes.shapes import infer
 from passes.structure import Structure, structures
+from passes.trial_times import (
+    NEIGHBOURS,
+    ROUNDS,
+    SCRATCH_BYTES,
+    SHARED,
+    TOGETHER,
+    WHOLE,
+    Measured,
+    measure,
+    shape_of,
+    walked_bytes,
+)
 from passes.trials import OFF_BLOCKS, Trial, trials
 from passes.workload import Pricer
 
 SECONDS_A_TRIAL = 0.6
 """Spent on each small model, over all rounds."""
-ROUNDS = 6
-MOST_RUNS = 40
-"""Of a trial in a round: the runtime's profile keeps every run."""
 SOURCE = "measured on this machine by blochfold backends calibrate cpu"
 HEADROOM = 2.0
 """The peak is set this much above the shipped rate, so that a fitted efficiency stays below one."""
@@ -45,40 +45,10 @@ LAUNCHES = (
     *("launch_matrix", "launch_matmul", "launch_vector", "launch_shape", "launch_helper", "launch_move"),
     "launch_rows",
 )
-_REORDERS = ("ReorderInput", "ReorderOutput")
 _PRICED = ("vector", "pool")
-_SHARED = ("dealt", "streamed")
-_WHOLE = ("chain", "sizes", "mixed", "stack", *_SHARED)
-TOGETHER = 2
-"""Threads that the trials of sharing work run on, beside one."""
 LEAST_FORK = 2e-7
-SCRATCH_BYTES = (1 << 21, 1 << 26)
-"""Walked over before each run of a trial, at least and at most, and between them in proportion to its weights: in a
-network, the other layers have pushed the weights of this one out of the caches, and large layers have large neighbours.
-"""
-NEIGHBOURS = 8
 LARGE_WEIGHTS = 4.0
 """How much more a trial with large weights counts in the fit."""
-Numbers = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What the runtime took for a trial.
-
-    Attributes:
-        kernel: Seconds of the watched kernel, as the runtime's profile says; of a chain, the mean; of a stack, the sum.
-        reorders: Elements and seconds of the layout conversions around it.
-        run: Seconds of a whole run without the profile; of what is run whole alone.
-        together: The same on two threads; 0 where that was not measured.
-        nodes: Kernels that ran.
-    """
-
-    kernel: float
-    reorders: tuple[tuple[int, float], ...] = ()
-    run: float = 0.0
-    together: float = 0.0
-    nodes: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +103,7 @@ def conclude(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured
 
 def held_out(chosen: Sequence[Trial]) -> tuple[bool, ...]:
     """Which trials are kept from the fit: every third of those that no single price rests on."""
-    free = [trial.name for trial in chosen if trial.kind not in (*_PRICED, *_WHOLE, "plain pool")]
+    free = [trial.name for trial in chosen if trial.kind not in (*_PRICED, *WHOLE, "plain pool")]
     held = set(free[2::3])
     return tuple(trial.name in held for trial in chosen)
 
@@ -155,94 +125,6 @@ def errors(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured])
         "median_error": float(np.median(relative)),
         "p90_error": float(np.quantile(relative, 0.9)),
     }
-
-
-def measure(chosen: Sequence[Trial], seconds: float, advance: Callable[[], None]) -> tuple[Measured, ...]:
-    """Run every trial in rounds, on one thread; those of sharing work on two as well, where the process may use two.
-
-    Args:
-        chosen: Trials.
-        seconds: For each, over all rounds.
-        advance: Called after each trial of each round.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        profiled = [runtime.session(t.model, threads=1, profile=Path(folder) / f"{i}") for i, t in enumerate(chosen)]
-        plain = [runtime.session(t.model, threads=1) if t.kind in _WHOLE else None for t in chosen]
-        several = _cores() >= TOGETHER
-        pairs = [runtime.session(t.model, threads=TOGETHER) if several and t.kind in _SHARED else None for t in chosen]
-        scratch = np.ones(SCRATCH_BYTES[1] // 4, np.float32)
-        walked = [scratch[: _walked(trial.model) // 4] for trial in chosen]
-        fastest, together = ([float("inf")] * len(chosen) for _ in range(2))
-        for _ in range(ROUNDS):
-            for index, trial in enumerate(chosen):
-                feeds = _feeds(trial.model)
-                _least(profiled[index], feeds, seconds / ROUNDS, walked[index])
-                whole = plain[index]
-                pair = pairs[index]
-                cold = walked[index] if trial.kind == "streamed" else None
-                if whole is not None:
-                    fastest[index] = min(fastest[index], _least(whole, feeds, seconds / ROUNDS, cold))
-                if pair is not None:
-                    taken = _least(pair, feeds, seconds / ROUNDS, cold, clock=time.perf_counter)
-                    together[index] = min(together[index], taken)
-                advance()
-        timed = [runtime.kernel_seconds(runner) for runner in profiled]
-    return tuple(
-        replace(_read(trial, found, run), together=two if np.isfinite(two) else 0.0)
-        for trial, found, run, two in zip(chosen, timed, fastest, together, strict=True)
-    )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _read(trial: Trial, timed: Sequence[Timed], run: float) -> Measured:
-    kernels = [one.seconds for one in timed if one.op_type not in _REORDERS]
-    if not kernels:
-        raise ValueError(f"expected a kernel in the trial {trial.name!r}, found {', '.join(o.op_type for o in timed)}")
-    # The runtime may part an operator (HardSwish); what feeds it stands in front.
-    parted = len(kernels) - (len(trial.model.graph.node) - 1) if trial.kind in ("vector", "size") else 1
-    whole = sum(kernels[-max(1, parted) :])
-    return Measured(
-        kernel={"chain": float(np.mean(kernels)), "stack": sum(one.seconds for one in timed)}.get(trial.kind, whole),
-        nodes=len(timed),
-        reorders=tuple((one.elements, one.seconds) for one in timed if one.op_type in _REORDERS),
-        run=run if trial.kind in _WHOLE else 0.0,
-    )
-
-
-def _least(
-    runner: InferenceSession,
-    feeds: dict[str, Numbers],
-    seconds: float,
-    scratch: Numbers | None = None,
-    # One thread runs it: what other programs take from the machine is not the trial's.
-    clock: Callable[[], float] = time.thread_time,
-) -> float:
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(times) < 2 or (time.perf_counter() < until and len(times) < MOST_RUNS):
-        if scratch is not None:
-            np.negative(scratch, out=scratch)
-        started = clock()
-        runner.run(None, feeds)
-        times.append(clock() - started)
-    return min(times)
-
-
-def _walked(model: onnx.ModelProto) -> int:
-    least, most = SCRATCH_BYTES
-    return min(most, max(least, NEIGHBOURS * sum(len(tensor.raw_data) for tensor in model.graph.initializer)))
-
-
-def _feeds(model: onnx.ModelProto) -> dict[str, Numbers]:
-    return {value.name: np.ones(shape, np.float32) for value in model.graph.input for shape in (_shape(value),)}
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """Sizes of an input; one that is left open is one."""
-    return tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
 
 
 def _misfit(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> float:
@@ -286,7 +168,7 @@ def _observations(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Mea
         if trial.kind in ("chain", "sizes"):
             found.append(Observation(name=trial.name, demands=_demands(chip, trial), seconds=seen.run))
             continue
-        if trial.kind in ("stack", "mixed", *_SHARED):
+        if trial.kind in ("stack", "mixed", *SHARED):
             continue
         found.append(_of_kernel(chip, trial, seen, overhead, slower))
         for elements, seconds in seen.reorders:
@@ -300,7 +182,7 @@ def _of_kernel(chip: Backend, trial: Trial, seen: Measured, overhead: float, slo
     asked = replace(_demands(chip, trial)[-1], conversions=0, reordered=0.0)
     taken = slower * max(seen.kernel - overhead, seen.kernel / 4)
     # Few trials stream weights that no cache keeps, and every large network does.
-    weight = LARGE_WEIGHTS if _walked(trial.model) > NEIGHBOURS * SCRATCH_BYTES[0] // 2 else 1.0
+    weight = LARGE_WEIGHTS if walked_bytes(trial.model) > NEIGHBOURS * SCRATCH_BYTES[0] // 2 else 1.0
     return Observation(name=trial.name, demands=(asked,), seconds=taken, whole=False, weight=weight)
 
 
@@ -331,9 +213,9 @@ def _slower(chosen: Sequence[Trial], measured: Sequence[Measured]) -> float:
 
 
 def _mixed(chip: Backend, chosen: Sequence[Trial], measured: Sequence[Measured]) -> Backend:
-    """The chip with its launches as they are among nodes of many kinds, which do not find their code in the nearest cache.
+    """The chip with its launches as they are among nodes of many kinds: their code is not in the nearest cache.
 
-    In a chain of equals, which the launches were fitted to, they do.
+    In a chain of equals, which the launches were fitted to, it is.
     """
     rates = rates_of(chip)
     launches = {name: rates[name] for name in LAUNCHES if name in rates}
@@ -380,7 +262,7 @@ def _demands(chip: Backend, trial: Trial) -> tuple[Demand, ...]:
 
 @cache
 def _prepared(trial: Trial) -> tuple[tuple[Structure, ...], Mapping[str, tuple[int, ...]]]:
-    inputs = {value.name: _shape(value) for value in trial.model.graph.input}
+    inputs = {value.name: shape_of(value) for value in trial.model.graph.input}
     return structures(to_graph(trial.model)), infer(trial.model, inputs)
 
 

@@ -38,9 +38,9 @@ class Trial:
         name: Unique.
         kind: "conv", "depthwise", "matmul", "vector" (one price rests on it), "pool" (the same, on blocks),
             "plain pool", "size", "chain", "stack": a small network, whose whole run is held against its kernels,
-            "sizes": shape arithmetic on a size left open, "mixed": tiny nodes of many kinds, "dealt" or "streamed": run on one thread and on two, for what dealing work out to two takes, and for how
-            much faster two read from the large memory.
-        model: With fixed shapes; what is measured stands last.
+            "sizes": shape arithmetic on a size left open, "mixed": tiny nodes of many kinds, "dealt" or "streamed": run
+            on one thread and on two, for what dealing work out takes, and for how much faster two read weights.
+        model: What is measured stands last; a size left open is run as one.
         watched: Its operator type; in a chain, of all nodes.
     """
 

@@ -295,15 +295,19 @@ def test_no_fact_is_decoration(target: str) -> None:
     if backend.fork is not None:
         # What it costs to share work shows where it is shared.
         backend = with_fact(backend, "cores", Fact(value=2, source="two threads"))
-    kernels = battery() | {"view": vector("Reshape", 64)}
+    view = vector("Reshape", 64)
+    kernels = battery() | {"view": view, "sizes": replace(view, head=replace(view.head, helpers=2))}
     before = {name: seconds(backend, kernel) for name, kernel in kernels.items()}
+    constants = 1 << 24
+    kept = backend.holding(constants) != backend
     idle = []
     for name, fact in backend.facts().items():
         # Never more blocks than cores are cut: fewer show.
         changed = with_fact(backend, name, replace(fact, value=1 if name == "blocks" else fact.value * 64))
         assert changed.digest() != backend.digest(), name
         same = all(seconds(changed, kernel) == before[which] for which, kernel in kernels.items())
-        if same and changed.overhead_seconds == backend.overhead_seconds:
+        alike = changed.overhead_seconds == backend.overhead_seconds and kept == (changed.holding(constants) != changed)
+        if same and alike:
             idle.append(name)
     assert idle == []
 

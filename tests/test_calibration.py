@@ -18,7 +18,7 @@ from backends.calibration import store
 from backends.calibration.fit import RATES, Observation, Table, fit, rates_of
 from backends.model import fitted
 from passes import calibrate, runtime
-from passes.calibrate import Measured
+from passes.trial_times import Measured
 from passes.trials import Trial, trials
 
 PROFILED = 3e-6
