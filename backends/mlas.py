@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backends.base import Demand, Kernel, Workload
-from backends.demand import activation_elements, ceil, countable, folded, launch, stored, vector_adds
+from backends.dealing import ceil
+from backends.demand import activation_elements, countable, folded, launch, stored, vector_adds
 from backends.mlas_kernels import few, matrix_work, value_of
 from backends.vocabulary import CHANNEL_CUTS, CONVOLUTIONS, GATHERS, REDUCTIONS, RESHAPES
 
