@@ -17,7 +17,7 @@ from passes.results import Evidence
 from passes.settings import Settings
 from passes.verdict import ROUNDING
 
-RECOVERY = 0.4
+RECOVERY = 0.5
 """Share of the damage that is left, as a rule, when the sequential repair has absorbed what the refits left."""
 
 AIM = 0.8

@@ -16,14 +16,15 @@ from passes.market import Market
 from passes.plan import Point, cheapest, edits_inside
 from passes.records import Branch
 
-ROUNDS = 40
+ROUNDS = 12
 """Exchanges of one plan, at most."""
 
-GIVEN_BACK = 3
+GIVEN_BACK = 2
 """Wider choices of an edit that compete, beside taking it back as a whole."""
 
-TRIED = 12
-"""Edits that are given back on trial in one round: those that recover the most damage a second."""
+TRIED = 6
+"""Edits that are given back on trial in one round: those that recover the most damage a second. Only of these is the
+whole graph priced."""
 
 WORTHWHILE = 1e-3
 """Share of the damage that an exchange must save."""
@@ -99,24 +100,27 @@ def _round(
                 changed[name] = wider
             left = 0.0 if wider is None else offer.error(wider)
             back = sensitivity[name] * (offer.error(width) - left)
-            seconds = market.seconds(changed)
-            if seconds is not None and back > 0:
-                ratio = back / (seconds - now.seconds) if seconds > now.seconds else math.inf
-                given.append((ratio, name, _Plan(widths=changed, seconds=seconds, damage=now.damage - back)))
+            lost = market.saving(changed, name, width)
+            if back > 0:
+                given.append((back / lost if lost > 0 else math.inf, name, changed, now.damage - back))
     given.sort(key=lambda found: (-found[0], found[1]))
     asked = ((name, cheapest(name, edits[name], sensitivity[name], now.widths, market, step, 0.0)) for name in edits)
     moves = sorted((move.ratio, name, move) for name, move in asked if move is not None)
     best: _Plan | None = None
-    for _, name, trial in given[:TRIED]:
+    for _, name, changed, damage in given[:TRIED]:
+        seconds = market.seconds(changed)
+        if seconds is None:
+            continue
+        trial = _Plan(widths=changed, seconds=seconds, damage=damage)
         for _, other, move in moves:
             if trial.seconds <= limit or trial.damage >= now.damage:
                 break
             if other == name or move.width is None:
                 continue
-            changed = {**trial.widths, other: move.width}
-            seconds = market.seconds(changed)
+            narrower = {**trial.widths, other: move.width}
+            seconds = market.seconds(narrower)
             if seconds is not None and seconds < trial.seconds:
-                trial = _Plan(widths=changed, seconds=seconds, damage=trial.damage + move.damage)
+                trial = _Plan(widths=narrower, seconds=seconds, damage=trial.damage + move.damage)
         if trial.seconds <= limit and trial.damage < (now if best is None else best).damage:
             best = trial
     return best

@@ -27,7 +27,7 @@ from passes.records import Branch
 from passes.samples import Inputs
 from passes.settings import Settings
 
-RUN_SAMPLES = 32
+RUN_SAMPLES = 16
 """Samples of one run inside the optimiser, where the model takes any number."""
 
 
