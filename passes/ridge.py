@@ -61,7 +61,7 @@ class Moments:
         self.count = 0
         self.x: Floats = np.zeros(0)
         self.y: Floats = np.zeros(0)
-        self.xx: Floats = np.zeros(0)
+        self.xx: Array = np.zeros(0)
         self.xy: Floats = np.zeros(0)
         for rows in batches:
             x, y = np.ascontiguousarray(rows.x.transpose(1, 0, 2)), np.ascontiguousarray(rows.y.transpose(1, 0, 2))
@@ -85,6 +85,11 @@ class Moments:
             self.xy += xy
         self.count += count
 
+    def lean(self) -> Moments:
+        """These moments, whose E[x x^T] becomes single precision, as its products are: half the memory."""
+        self.xx = self.xx.astype(np.float32)
+        return self
+
     def absorb(self, other: Moments) -> Moments:
         """These moments as they are, but for E[x x^T], which the sum takes over: the sum of both."""
         total = Moments(())
@@ -93,9 +98,9 @@ class Moments:
         total._add(other.count, other.x, other.y, other.xx, other.xy)
         return total
 
-    def centred(self, group: int, biased: bool) -> tuple[Floats, Floats]:
+    def centred(self, group: int, biased: bool) -> tuple[Array, Floats]:
         """E[x x^T] and E[x y^T] of a group, about the means when a bias takes those up."""
-        xx: Floats = self.xx[group] / self.count
+        xx: Array = self.xx[group] / self.xx.dtype.type(self.count)
         if biased:
             x = self.x[group] / self.count
             for row, value in zip(xx, x, strict=True):
@@ -155,7 +160,7 @@ def _fit(
     train: Sequence[Rows], held: Sequence[Rows], start: Floats, biased: bool, rectified: bool, threads: int
 ) -> tuple[Moments, Floats, Floats]:
     seen = Moments.of(train, threads)
-    everything, chosen = _strengths(seen, Moments.of(held, threads), start, biased, threads)
+    everything, chosen = _strengths(seen, Moments.of(held, threads).lean(), start, biased, threads)
     solvers = [
         None if best is None else _factor(everything.centred(group, biased)[0], best[0])
         for group, best in enumerate(chosen)
@@ -218,7 +223,7 @@ def _strength(
     return (STRENGTHS[best], solver) if solver is not None and losses[best] < held_error(begin) else None
 
 
-def _factor(xx: Floats, strength: float) -> Solver | None:
+def _factor(xx: Array, strength: float) -> Solver | None:
     """Solver of (xx + ridge I) W = xy + ridge start, which takes the matrix over; None when xx is not positive."""
     ridge = strength * max(float(np.trace(xx)) / len(xx), 1e-300)
     xx[np.diag_indices_from(xx)] += ridge

@@ -37,7 +37,7 @@ LIGHT_TRIALS = 6
 MORE_TRIALS = 4
 """Repaired trials beyond those while nothing has passed: each goes a factor of three less deep."""
 
-WORTHWHILE = 0.08
+WORTHWHILE = 0.12
 """Share of the modelled time that one more repaired trial must promise to save, where a trial costs half a minute."""
 
 FIRST_DAMAGE = 0.02

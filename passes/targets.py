@@ -33,8 +33,8 @@ VIEWS_PER_UNKNOWN = 1.5
 LEAST_VIEWS = 8_192
 """Observations of a view: fewer than a fit takes, because plans are compared with it and nothing is written from it."""
 
-MOST_ENTRIES = 64_000_000
-"""Rows times unknowns of one operator: what a fit holds in memory at once, 256 MB before the cut."""
+MOST_ENTRIES = 48_000_000
+"""Rows times unknowns of one operator: what a fit holds in memory at once, 192 MB before the cut."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

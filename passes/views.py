@@ -50,7 +50,7 @@ ROWS_PER_UNKNOWN = 2
 """Observations below this share of a refit's unknowns would be fitted, not learnt: the fold stays."""
 
 STRIP = 512
-"""Rows of second moments that are taken to double precision at once."""
+"""Rows of second moments that one thread multiplies at once."""
 
 CHUNKS = 2
 """Parts that the sums are made of, whatever the number of workers: the last digits must not depend on the machine."""
@@ -104,9 +104,8 @@ def view(linear: Linear, stored: Array, biased: bool, rows: Sequence[Array], *, 
         for row, value in zip(second, centre, strict=True):
             row -= value * centre
     flat = weight.reshape(len(weight), -1)
-    product = spread(
-        lambda rows: (rows.astype(np.float64) @ flat.T).astype(np.float32), _strips(second), threads=threads
-    )
+    slim = flat.T.astype(np.float32)
+    product = spread(lambda strip: strip @ slim, _strips(second), threads=threads)
     return View(
         linear=linear,
         weight=flat,
