@@ -64,8 +64,8 @@ def way_of(name: str, target: str) -> tuple[apply.Bench, Mapping[str, float], Ma
     rng = np.random.default_rng(1)
     groups = [offer.candidate.group.name for offer in bench.offers]
     weights = {name: float(rng.uniform(0.5, 3)) for name in groups}
-    # One branch goes early, the others late.
-    weights |= {branch.name: 8.0 if number else 0.2 for number, branch in enumerate(bench.branches)}
+    # One branch goes after the first cuts, the others late.
+    weights |= {branch.name: 8.0 if number else 2.0 for number, branch in enumerate(bench.branches)}
     weights |= {offer.name: float(rng.uniform(0.02, 0.06)) for offer in bench.ranks}
     pricer = Pricer(structures(bench.graph), backends.get(target))
     market = Market(bench.coupling, pricer, groups, bench.branches, bench.ranks)
