@@ -59,13 +59,15 @@ def measured(name: str) -> apply.Bench:
 
 
 @functools.cache
-def way_of(name: str, target: str) -> tuple[apply.Bench, Mapping[str, float], Market, tuple[Point, ...]]:
+def way_of(
+    name: str, target: str, early: float = 2.0
+) -> tuple[apply.Bench, Mapping[str, float], Market, tuple[Point, ...]]:
     bench = measured(name)
     rng = np.random.default_rng(1)
     groups = [offer.candidate.group.name for offer in bench.offers]
     weights = {name: float(rng.uniform(0.5, 3)) for name in groups}
-    # One branch goes after the first cuts, the others late.
-    weights |= {branch.name: 8.0 if number else 2.0 for number, branch in enumerate(bench.branches)}
+    # One branch goes at its own time, the others late.
+    weights |= {branch.name: 8.0 if number else early for number, branch in enumerate(bench.branches)}
     weights |= {offer.name: float(rng.uniform(0.02, 0.06)) for offer in bench.ranks}
     pricer = Pricer(structures(bench.graph), backends.get(target))
     market = Market(bench.coupling, pricer, groups, bench.branches, bench.ranks)
@@ -83,10 +85,10 @@ def ranks_in(bench: apply.Bench, point: Point) -> dict[str, int]:
 
 
 def telling(name: str, target: str) -> list[Point]:
-    """The points of a way with the most ranks: beside cuts, and beside cuts and drops; and the last one."""
+    """The points of several ways with the most ranks: beside cuts, and beside cuts and drops; and the last one."""
     bench, weights, market, way = way_of(name, target)
     best: dict[bool, tuple[int, Point]] = {}
-    for point in way:
+    for point in (point for early in (0.2, 1.0, 2.0) for point in way_of(name, target, early)[3]):
         count = len(low_ranks(point, bench.ranks, weights, market))
         if count and len(point.widths) > count and count >= best.get(bool(point.drops), (0, point))[0]:
             best[bool(point.drops)] = count, point
